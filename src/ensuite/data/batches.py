@@ -1,0 +1,143 @@
+"""What a model sees: histories and training batches, gathered from ragged arrays without a loop over users.
+
+Everything is padded on the **right** with item 0: a causal encoder then needs no padding mask, since no real position can
+see a later one. Where an encoder counts positions from is its own matter; it has `History.positions` and `lengths`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ensuite.data.dataset import Cases, Events
+
+
+@dataclass(frozen=True)
+class History:
+    """Event sequences of B users, oldest first, padded on the right.
+
+    ``times`` and ``request_times`` are int64 seconds or None. ``request_times[b, i]`` is when the item after position i is
+    asked for: in training the next event's own time, at serving the request's; known then, so no leak, but an advantage
+    over models that do not read it.
+    """
+
+    items: Tensor  # [B, L] int64, 0 = padding
+    times: Tensor | None = None  # [B, L] int64
+    request_times: Tensor | None = None  # [B, L] int64
+
+    @property
+    def mask(self) -> Tensor:
+        """True at real positions: [B, L] bool."""
+        return self.items != 0
+
+    @property
+    def lengths(self) -> Tensor:
+        """Number of real positions: [B] int64."""
+        return (self.items != 0).sum(1)
+
+    @property
+    def positions(self) -> Tensor:
+        """0 at the oldest position, counting up: [1, L] int64."""
+        return torch.arange(self.items.shape[1], device=self.items.device)[None]
+
+    def to(self, device: torch.device | str) -> History:
+        """Move every tensor to ``device``."""
+        moved = {k: v if v is None else v.to(device, non_blocking=True) for k, v in vars(self).items()}
+        return History(**moved)
+
+    def last(self, n: int) -> History:
+        """Keep at most the last ``n`` events of each row."""
+        if self.items.shape[1] <= n:
+            return self
+        start = (self.lengths - n).clamp(min=0)[:, None]  # [B, 1]
+        index = start + torch.arange(n, device=start.device)  # [B, n]
+        index = index.clamp(max=self.items.shape[1] - 1)
+        return History(**{k: v if v is None else v.gather(1, index) for k, v in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A training step's input. ``targets[b, i]`` is the item to predict at position i, 0 where nothing is asked."""
+
+    history: History
+    targets: Tensor  # [B, L] int64
+    user: Tensor  # [B] int64, user rows of the dataset
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Move every tensor to ``device``."""
+        return replace(
+            self,
+            history=self.history.to(device),
+            targets=self.targets.to(device, non_blocking=True),
+            user=self.user.to(device, non_blocking=True),
+        )
+
+
+def gather(events: Events, start: np.ndarray, end: np.ndarray, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows ``start[b]:end[b]`` as a padded index and its mask: [B, W] int64 and [B, W] bool.
+
+    ``width`` defaults to the longest range. Padded cells hold a valid row, to be overwritten through the mask.
+    """
+    longest = int((end - start).max(initial=1)) if width is None else width
+    index = start[:, None] + np.arange(longest)  # [B, W]
+    mask = index < end[:, None]
+    return np.where(mask, index, start[:, None]), mask
+
+
+def read_history(
+    events: Events, start: np.ndarray, end: np.ndarray, request_time: np.ndarray | None = None
+) -> History:
+    """Read rows ``start[b]:end[b]`` as a `History`.
+
+    ``request_time`` [B] (ticks) is when the item after the last position is asked for; without it, the last event's time.
+    """
+    index, mask = gather(events, start, end)
+    items = np.where(mask, events.item_idx[index], 0).astype(np.int64)
+    if events.time is None:
+        return History(torch.from_numpy(items))
+    ticks = events.time[index]  # [B, L]
+    requests = np.empty_like(ticks)
+    requests[:, :-1] = ticks[:, 1:]
+    last = np.arange(len(start)), end - start - 1
+    requests[last] = ticks[last] if request_time is None else request_time
+    times, requests = (np.where(mask, _seconds(t, events), 0) for t in (ticks, requests))
+    return History(torch.from_numpy(items), torch.from_numpy(times), torch.from_numpy(requests))
+
+
+def _seconds(ticks: np.ndarray, events: Events) -> np.ndarray:
+    if events.seconds_per_tick == 1.0:
+        return ticks.astype(np.int64)
+    return ticks // round(1 / events.seconds_per_tick)
+
+
+def length_buckets(lengths: np.ndarray, batch_size: int, rng: np.random.Generator, pool: int = 8) -> list[np.ndarray]:
+    """Shuffle, sort by length within pools of ``pool`` batches, cut into batches, shuffle the batches.
+
+    Padding then costs a few per cent, while every epoch still mixes users anew. ``pool = 1`` is plain shuffling.
+    """
+    order = rng.permutation(len(lengths))
+    batches: list[np.ndarray] = []
+    for at in range(0, len(order), batch_size * pool):
+        chunk = order[at : at + batch_size * pool]
+        chunk = chunk[np.argsort(lengths[chunk], kind="stable")] if pool > 1 else chunk
+        batches += [chunk[b : b + batch_size] for b in range(0, len(chunk), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def case_batches(
+    events: Events, cases: Cases, *, max_length: int, batch_size: int, request_time: bool = True
+) -> Iterator[tuple[np.ndarray, History]]:
+    """Yield (positions of the cases, their histories), similar lengths together, each history cut to its last
+    ``max_length`` events. With ``request_time`` the first target's own time is the time of the request."""
+    start = np.maximum(cases.history_start, cases.history_end - max_length)
+    order = np.argsort(cases.history_end - start, kind="stable")
+    for at in range(0, len(order), batch_size):
+        which = order[at : at + batch_size]
+        asked = None
+        if request_time and events.time is not None:
+            asked = events.time[cases.history_end[which]]
+        yield which, read_history(events, start[which], cases.history_end[which], asked)

@@ -1,0 +1,155 @@
+"""How training samples are made of sequences: windows of rows, and which of their positions are asked for.
+
+A sample is a range of rows of the event columns; what differs between papers is where ranges end and which positions
+carry a target:
+
+    every-position   one window per user, its last L + 1 events; each position predicts the next item
+    sliding          as above, more windows per user, `stride` apart, so that long histories are used whole
+    last-position    one window per user; only its last event is predicted
+    prefixes         every prefix of at least one event, cut to L; only the event after it is predicted
+    cloze            one window per user (`stride`: more), its last L events; a share of them is masked and predicted
+
+An epoch's order is a pure function of (seed, epoch), a batch's content of (seed, epoch, step): training resumes in the
+middle of an epoch with two integers.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ensuite.config import config
+from ensuite.data.batches import Batch, History, gather, length_buckets, read_history
+from ensuite.data.dataset import Events
+from ensuite.errors import EnsuiteError
+
+Kind = Literal["every-position", "last-position", "cloze", "sliding", "prefixes"]
+
+
+@config
+class SamplesConfig:
+    """Which samples are made of a user's sequence."""
+
+    kind: Kind = "every-position"
+    """every-position, sliding, last-position, prefixes, or cloze (masked items)."""
+    stride: int = 0
+    """Distance between windows of one user, counted back from the end; 0 = one window (for sliding: L)."""
+    mask_probability: float = 0.2
+    """Cloze: share of a window's items that is masked (rho of BERT4Rec)."""
+    max_masked: int = 0
+    """Cloze: at most so many masks per window; 0 = no limit."""
+    last_only: float = 0.1
+    """Cloze: share of the windows in which only the last item is masked, as at inference."""
+    bucket: bool = True
+    """Put sequences of similar length in one batch, so that little padding is computed."""
+
+    def __post_init__(self) -> None:
+        if self.stride < 0 or self.max_masked < 0:
+            raise ValueError("stride and max_masked count events: 0 or more")
+        if not (0 <= self.mask_probability <= 1 and 0 <= self.last_only <= 1):
+            raise ValueError("mask_probability and last_only are shares: between 0 and 1")
+
+
+class Samples:
+    """The training samples of a log: ``len()`` batches an epoch, each read by ``batch(epoch, step)``.
+
+    Parameters
+    ----------
+    events
+        The training view of a dataset: ``dataset.events("train")``.
+    max_length
+        Most recent events that the model sees, L.
+    batch_size
+        Samples in a batch (the last batch of a pool may be smaller).
+    """
+
+    def __init__(self, events: Events, config: SamplesConfig, *, max_length: int, batch_size: int, seed: int):
+        self.events, self.config, self.batch_size, self.seed = events, config, batch_size, seed
+        self.user, self.start, self.end = windows(events, config, max_length)
+        if len(self.user) == 0:
+            raise EnsuiteError(
+                f"no training sample: no user has the {1 if config.kind == 'cloze' else 2} training events that "
+                f"'{config.kind}' samples need; prepare with fewer events held out, or with more data"
+            )
+        self._order: tuple[int, list[np.ndarray]] = (-1, [])
+
+    def __len__(self) -> int:
+        pool = self.batch_size * 8
+        whole, rest = divmod(len(self.user), pool)
+        return whole * 8 + -(-rest // self.batch_size)
+
+    @property
+    def n_samples(self) -> int:
+        """Samples in an epoch."""
+        return len(self.user)
+
+    def order(self, epoch: int) -> list[np.ndarray]:
+        """Return the batches of an epoch as arrays of sample numbers."""
+        if self._order[0] != epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            lengths = self.end - self.start
+            self._order = epoch, length_buckets(lengths, self.batch_size, rng, 8 if self.config.bucket else 1)
+        return self._order[1]
+
+    def batch(self, epoch: int, step: int, part: tuple[int, int] = (0, 1)) -> Batch:
+        """Return batch ``step`` of ``epoch``; of several processes, ``part = (rank, world)`` reads its share of it."""
+        which = self.order(epoch)[step]
+        rank, world = part
+        if world > 1:
+            which = which[rank::world] if len(which) >= world else which[rank : rank + 1]
+        rng = np.random.default_rng([self.seed, epoch, step, rank])
+        start, end, user = self.start[which], self.end[which], torch.from_numpy(self.user[which])
+        if self.config.kind == "cloze":
+            history = read_history(self.events, start, end)
+            return self._cloze(history, user, rng)
+        asked = None if self.events.time is None else self.events.time[end - 1]
+        history = read_history(self.events, start, end - 1, asked)
+        index, mask = gather(self.events, start + 1, end, history.items.shape[1])
+        targets = np.where(mask, self.events.item_idx[index], 0).astype(np.int64)
+        if self.config.kind in ("last-position", "prefixes"):
+            last = np.arange(targets.shape[1])[None] == (end - start - 2)[:, None]
+            targets = np.where(last, targets, 0)
+        return Batch(history, torch.from_numpy(targets), user)
+
+    def _cloze(self, history: History, user: torch.Tensor, rng: np.random.Generator) -> Batch:
+        """Mask round(length * rho) items of each window, at least one; the mask's token is item V + 1."""
+        items = history.items.numpy()
+        real = items != 0
+        lengths = real.sum(1)
+        count = np.maximum(1, np.rint(lengths * self.config.mask_probability)).astype(np.int64)
+        if self.config.max_masked:
+            count = np.minimum(count, self.config.max_masked)
+        noise = np.where(real, rng.random(items.shape), 2.0)  # [B, L]: the smallest `count` of a row are masked
+        rank = noise.argsort(1).argsort(1)
+        masked = rank < count[:, None]
+        only_last = rng.random(len(items)) < self.config.last_only
+        last = np.arange(items.shape[1])[None] == (lengths - 1)[:, None]
+        masked = np.where(only_last[:, None], last, masked) & real
+        targets = torch.from_numpy(np.where(masked, items, 0))
+        tokens = torch.from_numpy(np.where(masked, self.events.n_items + 1, items))
+        return Batch(History(tokens, history.times, history.request_times), targets, user)
+
+
+def windows(events: Events, config: SamplesConfig, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return user, first row and one past the last row of every sample: [S] int64 each."""
+    first, end = np.asarray(events.offsets), np.asarray(events.ends)
+    cloze = config.kind == "cloze"
+    width = max_length + (0 if cloze else 1)
+    user = np.flatnonzero(end - first >= (1 if cloze else 2))
+    first, end = first[user], end[user]
+    if config.kind == "prefixes":
+        per_user = end - first - 1
+        step = 1
+    elif config.kind == "sliding" or (cloze and config.stride):
+        step = config.stride or max_length
+        per_user = 1 + np.maximum(0, -(-(end - first - width) // step))
+    else:
+        step, per_user = 0, np.ones(len(user), np.int64)
+    which = np.repeat(np.arange(len(user)), per_user)
+    back = np.arange(per_user.sum()) - np.repeat(np.cumsum(per_user) - per_user, per_user)
+    stop = end[which] - back * step
+    if config.kind == "sliding" or (cloze and config.stride):
+        stop = np.maximum(stop, np.minimum(first[which] + width, end[which]))  # the start window is whole
+    return user[which], np.maximum(first[which], stop - width), stop

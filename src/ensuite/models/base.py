@@ -1,0 +1,130 @@
+"""The contracts that every system keeps; the trainer, the evaluator and the recommender know nothing else of it.
+
+A model is built from typed numbers and parts: ``Model(config, n_items, objective)``. It never sees a dataset, a path, the
+command line or a device. Item rows run from 1 to V; row 0 is padding and is never recommended.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ensuite.data.batches import Batch, History
+from ensuite.data.dataset import Events
+from ensuite.objectives import Objective
+
+BlockScorer = Callable[[int, int], Tensor]
+"""``scores(first, last)`` gives the scores of item rows first..last-1 for every history: [B, last - first]."""
+
+
+class Model(nn.Module):
+    """What all systems share: they score items for histories, block by block.
+
+    Class attributes
+    ----------------
+    Config
+        The frozen configuration dataclass (made with `ensuite.config.config`).
+    samples
+        The kinds of samples that `loss` understands, the default first; empty for models that are fitted, not trained.
+    defaults
+        A recipe (sections model, objective, samples, training) laid under the user's.
+    summary
+        One line for ``ensuite models``.
+    causal
+        Whether the output at a position depends on that position and those before it alone (the contract suite checks).
+    """
+
+    Config: ClassVar[type]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    samples: ClassVar[tuple[str, ...]] = ()
+    summary: ClassVar[str] = ""
+    causal: ClassVar[bool] = True
+
+    def __init__(self, config: Any, n_items: int):
+        super().__init__()
+        self.config = config
+        self.n_items = n_items
+
+    @property
+    def max_length(self) -> int:
+        """How many of the most recent events the model reads."""
+        return self.config.max_length
+
+    def needs_times(self) -> bool:
+        """Whether `History.times` must be there."""
+        return False
+
+    def reads_request_time(self) -> bool:
+        """Whether `History.request_times` moves the scores: said in every results table."""
+        return False
+
+    @abstractmethod
+    def catalogue(self) -> Any:
+        """Return what `scorer` needs of the items; computed once for many batches of histories."""
+
+    @abstractmethod
+    def scorer(self, history: History, catalogue: Any) -> BlockScorer:
+        """Read the histories once; return the function that scores blocks of items for them."""
+
+
+class Retriever(Model):
+    """A model whose score is a dot product of a user's and an item's vector.
+
+    A subclass gives `forward` (the encoder's output at each position), `item_vectors`, and where its training differs from
+    "predict `targets` from the output at their positions", `loss`.
+    """
+
+    samples = ("every-position", "last-position", "sliding", "prefixes")
+
+    def __init__(self, config: Any, n_items: int, objective: Objective | None = None):
+        super().__init__(config, n_items)
+        self.objective = objective
+
+    @abstractmethod
+    def forward(self, history: History) -> Tensor:
+        """Encode every position: [B, L, D]; what stands at padded positions is not defined."""
+
+    def encode(self, history: History) -> Tensor:
+        """Return the user's vector after the last event: [B, D]."""
+        output = self(history)  # [B, L, D]
+        return output[torch.arange(len(output), device=output.device), history.lengths - 1]
+
+    @abstractmethod
+    def item_vectors(self, items: Tensor | None = None) -> Tensor:
+        """Return the vectors of all rows 0..V, [V + 1, D], or of the rows ``items``, [*items.shape, D]."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the mean of the objective over all positions with a target: a scalar."""
+        if self.objective is None:
+            raise RuntimeError("this model was built to score only: no objective was given")
+        output = self(batch.history)  # [B, L, D]
+        row, position = batch.targets.nonzero(as_tuple=True)  # [T], [T]
+        return self.objective(output[row, position], batch.targets[row, position], self.item_vectors, row)
+
+    def catalogue(self) -> Tensor:
+        return self.item_vectors()
+
+    def scorer(self, history: History, catalogue: Tensor) -> BlockScorer:
+        user = self.encode(history)  # [B, D]
+        return lambda first, last: user @ catalogue[first:last].T
+
+
+class FittedModel(Model):
+    """A baseline that is counted, not trained: `fit` reads the training events once and keeps what it needs in buffers,
+    so that saving and loading are those of any other model."""
+
+    @abstractmethod
+    def fit(self, events: Events) -> None:
+        """Count what is needed; ``events`` is the training view of a dataset, and nothing later than it."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Give each buffer the size it was saved with: how much there was to count is not known before fitting."""
+        for name, buffer in self._buffers.items():
+            saved = state_dict.get(prefix + name)
+            if buffer is not None and saved is not None and saved.shape != buffer.shape:
+                self._buffers[name] = torch.empty_like(saved, device=buffer.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,1 @@
+"""How does a request become recommendations? The request API and the search for the best k."""

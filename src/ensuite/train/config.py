@@ -1,0 +1,132 @@
+"""What a training run is made of: the model's own configuration and three shared ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ensuite.config import build_config, config, config_dict, merge, read_yaml
+from ensuite.data.samples import SamplesConfig
+from ensuite.errors import EnsuiteError, did_you_mean
+from ensuite.models.base import Model
+from ensuite.models.registry import load_model
+from ensuite.objectives import ObjectiveConfig
+
+SECTIONS = ("model", "objective", "samples", "training")
+
+
+@config
+class TrainingConfig:
+    """The optimiser, its schedule, and when to stop."""
+
+    epochs: int = 200
+    """Most passes over the training samples; early stopping usually ends before."""
+    batch_size: int = 128
+    """Sequences in an optimiser step, over all processes."""
+    accumulate: int = 1
+    """Batches whose gradients are added up before a step."""
+    lr: float = 1e-3
+    """Adam's learning rate."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW); never on biases, norms and position tables."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Adam's decay rates of the first and second moment."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or falling to 0 at the last epoch."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises from 0."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0 = no clipping."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes matrix products in bfloat16; weights and losses stay in float32."""
+    compile: bool = False
+    """Compile the encoder with torch.compile (the first steps then take a minute)."""
+    validate_every: int = 1
+    """Epochs between validations."""
+    metric: str = "ndcg@10"
+    """Validation metric that picks the best weights and stops early."""
+    patience: int = 10
+    """Validations without a better metric before training stops; 0 = never."""
+    validation_users: int = 0
+    """Validate on a fixed sample of so many users; 0 = all."""
+    max_minutes: float = 0.0
+    """Stop after so many minutes of training, keeping the best weights; 0 = no limit."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints inside an epoch (there is one after every epoch)."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: at least 1 is needed")
+        if self.lr <= 0 or self.weight_decay < 0 or self.clip_norm < 0:
+            raise ValueError("lr must be positive, weight_decay and clip_norm at least 0")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The resolved configuration of a run, as `config.yaml` holds it."""
+
+    name: str
+    model: Any
+    objective: ObjectiveConfig
+    samples: SamplesConfig
+    training: TrainingConfig
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain values, `model.name` included."""
+        return {
+            "model": {"name": self.name} | config_dict(self.model),
+            **{section: config_dict(getattr(self, section)) for section in SECTIONS[1:]},
+            "seed": self.seed,
+        }
+
+
+def resolve(name: str, values: Mapping[str, Any], seed: int = 1, where: str = "recipe") -> tuple[type[Model], RunConfig]:
+    """Lay ``values`` (sections model, objective, samples, training) over the model's defaults and check everything.
+
+    Raises
+    ------
+    EnsuiteError
+        For an unknown model, section or key (nearest name offered), a wrong value, or samples the model cannot learn from.
+    """
+    cls = load_model(name)
+    values = dict(values)
+    seed = values.pop("seed", seed)
+    for section in values:
+        if section not in SECTIONS:
+            raise EnsuiteError(f"{where}: unknown key '{section}'; {did_you_mean(section, SECTIONS)}")
+        if not isinstance(values[section], Mapping):
+            raise EnsuiteError(f"{where}: '{section}' must hold keys and values, not {values[section]!r}")
+    full = merge(cls.defaults, values)
+    model = dict(full.get("model", {}))
+    named = model.pop("name", name)
+    if named != name:
+        raise EnsuiteError(f"{where}: is for model '{named}', not '{name}'")
+    samples = dict(full.get("samples", {}))
+    if cls.samples:
+        kind = samples.setdefault("kind", cls.samples[0])
+        if kind not in cls.samples:
+            raise EnsuiteError(f"{where}: {name} does not learn from '{kind}' samples; {did_you_mean(str(kind), cls.samples)}")
+    run = RunConfig(
+        name=name,
+        model=build_config(cls.Config, model, f"{where}: model"),
+        objective=build_config(ObjectiveConfig, full.get("objective", {}), f"{where}: objective"),
+        samples=build_config(SamplesConfig, samples, f"{where}: samples"),
+        training=build_config(TrainingConfig, full.get("training", {}), f"{where}: training"),
+        seed=int(seed),
+    )
+    return cls, run
+
+
+def read_recipe(recipe: Mapping[str, Any] | str | Path | None) -> tuple[dict[str, Any], str]:
+    """Return a recipe's values and the name that error messages give it."""
+    if recipe is None:
+        return {}, "configuration"
+    if isinstance(recipe, Mapping):
+        return dict(recipe), "recipe"
+    return read_yaml(Path(recipe)), str(recipe)
