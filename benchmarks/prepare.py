@@ -60,12 +60,17 @@ def zipf(n: int, size: int, exponent: float, rng: np.random.Generator) -> np.nda
 def generate(path: Path, events: int, ids: str, seed: int = 0) -> None:
     """Write the log: one user per 20 events, one item per 200; times in seconds over two years."""
     rng = np.random.default_rng(seed)
-    columns = {"user_id": zipf(events // 20, events, 0.8, rng), "item_id": zipf(events // 200, events, 1.0, rng)}
+    columns = {
+        "user_id": zipf(events // 20, events, 0.8, rng),
+        "item_id": zipf(events // 200, events, 1.0, rng),
+    }
     frame = pl.DataFrame(columns | {"timestamp": 1_600_000_000 + rng.integers(0, 2 * 365 * 86_400, events)})
     if ids == "sparse":
         frame = frame.with_columns(pl.col("user_id", "item_id") * 1_000_003 + 7)
     elif ids == "text":
-        frame = frame.with_columns(pl.format("u{}", "user_id").alias("user_id"), pl.format("B{}", "item_id").alias("item_id"))
+        frame = frame.with_columns(
+            pl.format("u{}", "user_id").alias("user_id"), pl.format("B{}", "item_id").alias("item_id")
+        )
     frame.write_parquet(path)
 
 
@@ -78,11 +83,17 @@ def measure(code: str, *args: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--events", type=int, default=20_000_000)
     parser.add_argument("--ids", choices=["dense", "sparse", "text"], default="dense")
-    parser.add_argument("--options", default="{}", help='options of PrepareConfig as JSON, such as \'{"min_user": 5}\'')
-    parser.add_argument("--repeat", type=int, default=3, help="the fastest of so many runs counts, on both sides")
+    parser.add_argument(
+        "--options", default="{}", help="options of PrepareConfig as JSON, such as '{\"min_user\": 5}'"
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=3, help="the fastest of so many runs counts, on both sides"
+    )
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="ensuite-prepare-"))

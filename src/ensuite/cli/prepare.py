@@ -48,14 +48,20 @@ def main(argv: list[str]) -> None:
     console = Console()
     with Shown(console) as shown:
         dataset = prepare(
-            list(given.log), out=given.out, config=given.config, overwrite=given.overwrite, progress=shown.update
+            list(given.log),
+            out=given.out,
+            config=given.config,
+            overwrite=given.overwrite,
+            progress=shown.update,
         )
     for table in tables(dataset.card):
         console.print(table)
     for note in dataset.card["report"]["notes"]:
         console.print(f"- {escape(note)}", highlight=False)
     console.print(f"\n[bold]{escape(str(given.out))}[/bold]: {dataset.n_events:,} events, ready. Next:")
-    console.print(f"  ensuite train sasrec --data {given.out} --out runs/sasrec", highlight=False, soft_wrap=True)
+    console.print(
+        f"  ensuite train sasrec --data {given.out} --out runs/sasrec", highlight=False, soft_wrap=True
+    )
 
 
 class Shown:

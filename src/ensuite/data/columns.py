@@ -60,7 +60,9 @@ def require(where: str, flag: str, name: str, names: Sequence[str]) -> str:
     if name not in names:
         hint = did_you_mean(name, names)
         columns = "" if hint.startswith("known") else f" (columns: {', '.join(names)})"
-        raise EnsuiteError(f"{where}: no column '{name}' (--{flag}); {hint.replace('known:', 'columns:')}{columns}")
+        raise EnsuiteError(
+            f"{where}: no column '{name}' (--{flag}); {hint.replace('known:', 'columns:')}{columns}"
+        )
     return name
 
 
@@ -87,17 +89,25 @@ def assign_roles(where: str, names: Sequence[str], config: PrepareConfig) -> lis
             roles["order"] = Role("order", found, "guessed")
     for role in ("user", "item"):
         if role not in roles:
-            raise EnsuiteError(f"{where}: no column looks like the {role}; name it with --{role} (columns: {', '.join(names)})")
+            raise EnsuiteError(
+                f"{where}: no column looks like the {role}; name it with --{role} (columns: {', '.join(names)})"
+            )
     if roles["user"].column == roles["item"].column:
-        raise EnsuiteError(f"{where}: column '{roles['user'].column}' cannot be both user and item; name both, --user and --item")
+        raise EnsuiteError(
+            f"{where}: column '{roles['user'].column}' cannot be both user and item; name both, --user and --item"
+        )
     for flag, role in (("min_rating", "rating"), ("kinds", "kind")):
         if getattr(config, flag) not in (None, ()) and role not in roles:
             option = flag.replace("_", "-")
-            raise EnsuiteError(f"{where}: --{option} needs a {role} column; name it with --{role} (columns: {', '.join(names)})")
+            raise EnsuiteError(
+                f"{where}: --{option} needs a {role} column; name it with --{role} (columns: {', '.join(names)})"
+            )
     kept = [Role(name, require(where, "keep", name, names), "given") for name in config.keep]
     clash = {r.role for r in kept} & set(roles)
     kept = [r for r in kept if r.role not in clash or roles[r.role].column != r.column]
     for role in kept:
         if role.role in roles:
-            raise EnsuiteError(f"{where}: --keep {role.column}: an event column of that name is there already; rename it")
+            raise EnsuiteError(
+                f"{where}: --keep {role.column}: an event column of that name is there already; rename it"
+            )
     return [*roles.values(), *kept]

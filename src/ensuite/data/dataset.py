@@ -80,7 +80,9 @@ class Cases:
 
     def take(self, which: np.ndarray) -> Cases:
         """Return the cases at positions ``which``."""
-        return Cases(self.user[which], self.history_start[which], self.history_end[which], self.target_end[which])
+        return Cases(
+            self.user[which], self.history_start[which], self.history_end[which], self.target_end[which]
+        )
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,9 @@ def write_dataset(
         for name, texts in (labels or {}).items():
             texts.alias("label").to_frame().write_parquet(aside / "columns" / f"{name}.labels.parquet")
         names = sorted(str(file.relative_to(aside).as_posix()) for file in aside.rglob("*") if file.is_file())
-        files = {name: {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)} for name in names}
+        files = {
+            name: {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)} for name in names
+        }
         full = dict(card) | {
             "format_version": FORMAT_VERSION,
             "n_users": len(offsets) - 1,
@@ -276,7 +280,9 @@ def write_dataset(
             shutil.rmtree(out)
         os.replace(aside, out)
     except OSError as error:
-        raise EnsuiteError(f"{out}: cannot be written: {error.strerror or error}; nothing was left behind") from error
+        raise EnsuiteError(
+            f"{out}: cannot be written: {error.strerror or error}; nothing was left behind"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return Dataset.open(out)
@@ -293,12 +299,19 @@ def index_ids(table: pl.DataFrame, column: str, ids: Sequence[Any]) -> np.ndarra
     known = table[column]
     asked = pl.Series("id", [str(i) for i in ids], dtype=pl.String)
     rows = pl.DataFrame({"id": known.cast(pl.String), "row": np.arange(1, len(known) + 1)})
-    return pl.DataFrame({"id": asked}).join(rows, on="id", how="left", maintain_order="left")["row"].fill_null(0).to_numpy()
+    return (
+        pl.DataFrame({"id": asked})
+        .join(rows, on="id", how="left", maintain_order="left")["row"]
+        .fill_null(0)
+        .to_numpy()
+    )
 
 
 def _read_card(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        raise EnsuiteError(f"{path}: no such dataset folder; make one with `ensuite prepare LOG --out {path}`")
+        raise EnsuiteError(
+            f"{path}: no such dataset folder; make one with `ensuite prepare LOG --out {path}`"
+        )
     try:
         card = json.loads((path / "card.json").read_text())
         version = card["format_version"]
@@ -341,7 +354,9 @@ def _check_files(path: Path, files: Mapping[str, Mapping[str, Any]], verify: boo
         return
     for name, want in files.items():
         if known.get(name) != seen[name] and _sha256(path / name) != want["sha256"]:
-            raise EnsuiteError(f"{path / name}: edited since it was written (checksum differs); prepare the dataset again")
+            raise EnsuiteError(
+                f"{path / name}: edited since it was written (checksum differs); prepare the dataset again"
+            )
     try:
         aside = stamp.with_name(f"{STAMP}.{uuid.uuid4().hex[:8]}")
         aside.write_text(json.dumps(seen))

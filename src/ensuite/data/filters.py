@@ -21,7 +21,9 @@ def duplicates(events: Ordered, extra: Callable[[np.ndarray], pl.DataFrame] | No
     rows = np.flatnonzero(tied(events.user, events.time))
     if len(rows):
         assert events.time is not None
-        frame = pl.DataFrame({"user": events.user[rows], "item": events.item[rows], "time": events.time[rows]})
+        frame = pl.DataFrame(
+            {"user": events.user[rows], "item": events.item[rows], "time": events.time[rows]}
+        )
         if extra is not None and events.row is not None:
             frame = pl.concat([frame, extra(events.row[rows])], how="horizontal")
         mask[rows] = ~frame.select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
@@ -35,7 +37,9 @@ def repeats(user: np.ndarray, item: np.ndarray) -> np.ndarray:
     return mask
 
 
-def frequent(user: np.ndarray, item: np.ndarray, min_user: int, min_item: int, *, one_pass: bool = False) -> tuple[np.ndarray, int]:
+def frequent(
+    user: np.ndarray, item: np.ndarray, min_user: int, min_item: int, *, one_pass: bool = False
+) -> tuple[np.ndarray, int]:
     """Mark events whose user and item have enough events: [N] bool, and the number of rounds.
 
     Repeated until nothing more is dropped; with ``one_pass`` items are counted once, then users once.

@@ -21,19 +21,37 @@ def audit(dataset: Dataset) -> None:
     EnsuiteError
         Naming up to three users with their times.
     """
-    audit_arrays(dataset.offsets, dataset.time, dataset.item_idx, dataset.split, dataset.card, dataset.n_items, str(dataset.path))
+    audit_arrays(
+        dataset.offsets,
+        dataset.time,
+        dataset.item_idx,
+        dataset.split,
+        dataset.card,
+        dataset.n_items,
+        str(dataset.path),
+    )
 
 
 def audit_arrays(
-    offsets: np.ndarray, time: np.ndarray | None, item_idx: np.ndarray, split: Split, card: dict[str, Any], n_items: int, name: str
+    offsets: np.ndarray,
+    time: np.ndarray | None,
+    item_idx: np.ndarray,
+    split: Split,
+    card: dict[str, Any],
+    n_items: int,
+    name: str,
 ) -> None:
     """`audit` of arrays in memory: offsets [U + 1], time and item_idx [E], split [U] each."""
     lengths = np.diff(offsets)
     n_events = len(item_idx)
     if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != n_events or (lengths < 0).any():
-        raise EnsuiteError(f"{name}: leakage audit: offsets do not cover the {n_events:,} events; prepare the dataset again")
+        raise EnsuiteError(
+            f"{name}: leakage audit: offsets do not cover the {n_events:,} events; prepare the dataset again"
+        )
     if n_events and (item_idx.min() < 1 or item_idx.max() > n_items):
-        raise EnsuiteError(f"{name}: leakage audit: item_idx outside 1..{n_items:,}; prepare the dataset again")
+        raise EnsuiteError(
+            f"{name}: leakage audit: item_idx outside 1..{n_items:,}; prepare the dataset again"
+        )
     _check_ends(lengths, split, name)
     if time is not None:
         _check_order(offsets, time, card.get("time_unit") or "s", name)
@@ -45,13 +63,18 @@ def audit_arrays(
         )  # fmt: skip
     elif kind == "unseen-users":
         _refuse(
-            (split.test_end > split.train_end) & (split.train_end > 0), name, "held-out users with training events", split
+            (split.test_end > split.train_end) & (split.train_end > 0),
+            name,
+            "held-out users with training events",
+            split,
         )
         mixed = (split.valid_end > split.train_end) & (split.test_end > split.valid_end)
         _refuse(mixed, name, "users in both validation and test", split)
     elif kind == "global-time":
         if time is None:
-            raise EnsuiteError(f"{name}: leakage audit: a global-time split without times; prepare the dataset again")
+            raise EnsuiteError(
+                f"{name}: leakage audit: a global-time split without times; prepare the dataset again"
+            )
         _check_cuts(offsets, time, split, card, name)
     else:
         raise EnsuiteError(f"{name}: leakage audit: unknown split '{kind}'; prepare the dataset again")
@@ -59,8 +82,15 @@ def audit_arrays(
 
 def _check_ends(lengths: np.ndarray, split: Split, name: str) -> None:
     if not len(split.train_end) == len(split.valid_end) == len(split.test_end) == len(lengths):
-        raise EnsuiteError(f"{name}: leakage audit: the split counts other users than the log; prepare the dataset again")
-    wrong = (split.train_end < 0) | (split.valid_end < split.train_end) | (split.test_end < split.valid_end) | (lengths < split.test_end)
+        raise EnsuiteError(
+            f"{name}: leakage audit: the split counts other users than the log; prepare the dataset again"
+        )
+    wrong = (
+        (split.train_end < 0)
+        | (split.valid_end < split.train_end)
+        | (split.test_end < split.valid_end)
+        | (lengths < split.test_end)
+    )
     _refuse(wrong, name, "0 <= train_end <= valid_end <= test_end <= length does not hold", split)
 
 
@@ -82,7 +112,10 @@ def _check_cuts(offsets: np.ndarray, time: np.ndarray, split: Split, card: dict[
     first, second = card["split"]["cuts"]
     unit = card["time_unit"]
     starts = offsets[:-1]
-    for ends, cut, what in ((split.train_end, first, "training"), (split.valid_end, second, "training or validation")):
+    for ends, cut, what in (
+        (split.train_end, first, "training"),
+        (split.valid_end, second, "training or validation"),
+    ):
         some = ends > 0
         late = np.zeros(len(starts), bool)
         late[some] = time[(starts + ends)[some] - 1] >= cut
@@ -98,6 +131,9 @@ def _refuse(wrong: np.ndarray, name: str, what: str, split: Split) -> None:
     if wrong.any():
         some = np.flatnonzero(wrong)[:EXAMPLES]
         cases = "; ".join(
-            f"user row {u}: train {split.train_end[u]}, valid {split.valid_end[u]}, test {split.test_end[u]}" for u in some
+            f"user row {u}: train {split.train_end[u]}, valid {split.valid_end[u]}, test {split.test_end[u]}"
+            for u in some
         )
-        raise EnsuiteError(f"{name}: leakage audit: {what} ({np.count_nonzero(wrong):,} users): {cases}; prepare the dataset again")
+        raise EnsuiteError(
+            f"{name}: leakage audit: {what} ({np.count_nonzero(wrong):,} users): {cases}; prepare the dataset again"
+        )

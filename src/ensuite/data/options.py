@@ -94,6 +94,8 @@ class PrepareConfig:
             raise ValueError(f"targets = all belongs to --split global-time, not to {self.split}")
         valid, test = self.held_out
         if not (0 <= valid < 1 and 0 <= test < 1 and 0 < valid + test < 1):
-            raise ValueError(f"held_out = {valid:g} {test:g}: two shares are needed whose sum is between 0 and 1")
+            raise ValueError(
+                f"held_out = {valid:g} {test:g}: two shares are needed whose sum is between 0 and 1"
+            )
         if len(set(self.keep)) < len(self.keep):
             raise ValueError(f"keep = {' '.join(self.keep)}: a column is named twice")

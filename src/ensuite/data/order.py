@@ -50,7 +50,12 @@ def sort_order(
     else:
         parts = {"user": user, "time": time, "order": order}
         columns = {k: v if start is None else v[start] for k, v in parts.items() if v is not None}
-    by = pl.DataFrame(columns).select(pl.arg_sort_by(list(columns), maintain_order=True)).to_series().to_numpy()
+    by = (
+        pl.DataFrame(columns)
+        .select(pl.arg_sort_by(list(columns), maintain_order=True))
+        .to_series()
+        .to_numpy()
+    )
     return by if start is None else start[by]
 
 

@@ -24,7 +24,7 @@ from ensuite.data.ids import compact, encode
 from ensuite.data.leakage import audit_arrays
 from ensuite.data.options import PrepareConfig
 from ensuite.data.order import Ordered, sort_order, tied
-from ensuite.data.readers import Log, read_files, read_table
+from ensuite.data.readers import Log, read_files
 from ensuite.data.report import build_report
 from ensuite.data.side import event_columns, side_table
 from ensuite.data.split import build_split
@@ -88,7 +88,9 @@ def prepare(
     names = log.frame.collect_schema().names()
     roles = assign_roles(log.name, names, config)
     if progress is not None:
-        sample = log.frame.select(*dict.fromkeys(r.column for r in roles)).head(3).collect("polars").to_native()
+        sample = (
+            log.frame.select(*dict.fromkeys(r.column for r in roles)).head(3).collect("polars").to_native()
+        )
         say(Progress("reading", tuple(roles), sample))
     collected = collect(log, roles, config)
     columns = {name: collected.columns[name] for name in collected.columns.columns}
@@ -151,7 +153,16 @@ def prepare(
     }
     audit_arrays(offsets, events.time, item, split, card, len(item_ids), str(out))
     card["report"] = build_report(
-        n_read, steps.done, counts, offsets, item, events.time, unit, split, card, [*notes, *notes_items, *notes_users]
+        n_read,
+        steps.done,
+        counts,
+        offsets,
+        item,
+        events.time,
+        unit,
+        split,
+        card,
+        [*notes, *notes_items, *notes_users],
     )
     say(Progress("writing"))
     return write_dataset(
@@ -176,7 +187,9 @@ def open_source(source: Any, config: PrepareConfig) -> Log:
     if isinstance(source, Sequence) and all(isinstance(s, str | os.PathLike) for s in source):
         paths = [str(s) for s in source]
         if not paths:
-            raise EnsuiteError("no log was named; give a file, or the name of a public dataset: " + ", ".join(PUBLIC))
+            raise EnsuiteError(
+                "no log was named; give a file, or the name of a public dataset: " + ", ".join(PUBLIC)
+            )
         if len(paths) == 1 and not Path(paths[0]).exists() and paths[0] in PUBLIC:
             return read_public(paths[0], config)
         if config.archive is not None:
@@ -194,17 +207,28 @@ def open_source(source: Any, config: PrepareConfig) -> Log:
 
 
 def _filter(
-    events: Ordered, optional: Mapping[str, pl.Series], config: PrepareConfig, unit: str | None, steps: filters.Steps
+    events: Ordered,
+    optional: Mapping[str, pl.Series],
+    config: PrepareConfig,
+    unit: str | None,
+    steps: filters.Steps,
 ) -> tuple[Ordered, dict[str, int]]:
     """Apply the filters on time and neighbours, in the order that the documentation gives."""
     for flag, value in (("since", config.since), ("until", config.until)):
         if value is None:
             continue
         if events.time is None or unit is None:
-            raise EnsuiteError(f"--{flag} needs times, and this log holds an order only; name the column with --time")
+            raise EnsuiteError(
+                f"--{flag} needs times, and this log holds an order only; name the column with --time"
+            )
         bound = parse_bound(value, unit, flag)
         keep = events.time >= bound if flag == "since" else events.time < bound
-        events = steps.apply(events, keep, f"{flag} {value}", f"events {'before' if flag == 'since' else 'at or after'} {value}")
+        events = steps.apply(
+            events,
+            keep,
+            f"{flag} {value}",
+            f"events {'before' if flag == 'since' else 'at or after'} {value}",
+        )
 
     def extra(rows: np.ndarray) -> pl.DataFrame:
         return pl.DataFrame({f"x.{name}": column.gather(rows) for name, column in optional.items()})
@@ -212,19 +236,27 @@ def _filter(
     same = filters.duplicates(events, extra if optional else None)
     counts = {"duplicates": int(np.count_nonzero(same))}
     if config.drop_duplicates:
-        events = steps.apply(events, ~same, "duplicates", "events equal to an earlier one in user, item, time and kept columns")
+        events = steps.apply(
+            events, ~same, "duplicates", "events equal to an earlier one in user, item, time and kept columns"
+        )
     again = filters.repeats(events.user, events.item)
     counts["repeats"] = int(np.count_nonzero(again))
     if config.drop_repeats:
-        events = steps.apply(events, ~again, "consecutive repeats", "events with the same item as the user's event before")
+        events = steps.apply(
+            events, ~again, "consecutive repeats", "events with the same item as the user's event before"
+        )
     if config.min_user > 1 or config.min_item > 1:
-        keep, rounds = filters.frequent(events.user, events.item, config.min_user, config.min_item, one_pass=config.one_pass)
+        keep, rounds = filters.frequent(
+            events.user, events.item, config.min_user, config.min_item, one_pass=config.one_pass
+        )
         how = "one pass" if config.one_pass else f"fixed point after {rounds} rounds"
         wanted = f"users >= {config.min_user}, items >= {config.min_item}"
         events = steps.apply(events, keep, wanted, f"events of users or items with fewer ({how})")
     if config.last:
         keep = filters.last_events(events.user, config.last)
-        events = steps.apply(events, keep, f"last {config.last}", f"all but the last {config.last} events of each user")
+        events = steps.apply(
+            events, keep, f"last {config.last}", f"all but the last {config.last} events of each user"
+        )
     return events, counts
 
 
@@ -250,7 +282,9 @@ def _order_column(column: pl.Series | None, log: Log) -> np.ndarray | None:
         return None
     if not column.dtype.is_integer() or column.null_count():
         row = int(column.is_null().arg_max() or 0) if column.null_count() else 0
-        raise EnsuiteError(f"{log.at(row)}: the order column holds {column[row]!r} ({column.dtype}): whole numbers are needed; name another with --order")
+        raise EnsuiteError(
+            f"{log.at(row)}: the order column holds {column[row]!r} ({column.dtype}): whole numbers are needed; name another with --order"
+        )
     return column.cast(pl.Int64).to_numpy()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,13 @@ EXTENSIONS = {
     ".parquet": "parquet", ".pq": "parquet",
 }  # fmt: skip
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
-MAGIC = {b"PAR1": "Parquet", b"PK\x03\x04": "a zip archive", b"\x89PNG": "a PNG image", b"%PDF": "PDF", b"ARROW1": "Arrow IPC"}
+MAGIC = {
+    b"PAR1": "Parquet",
+    b"PK\x03\x04": "a zip archive",
+    b"\x89PNG": "a PNG image",
+    b"%PDF": "PDF",
+    b"ARROW1": "Arrow IPC",
+}
 TEXT = ("csv", "tsv", "ndjson", "sequences", "pairs")
 SAMPLE_ROWS = 1000
 
@@ -74,7 +79,9 @@ def find_files(sources: Sequence[str]) -> list[Path]:
         else:
             matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
         if not matches:
-            raise EnsuiteError(f"{source}: no such file" if not path.is_dir() else f"{source}: no table in this folder")
+            raise EnsuiteError(
+                f"{source}: no such file" if not path.is_dir() else f"{source}: no table in this folder"
+            )
         found += matches
     return found
 
@@ -94,7 +101,9 @@ def read_files(sources: Sequence[str], config: PrepareConfig) -> Log:
         form = next(iter(forms.values()))
         other = next((name for name, f in forms.items() if f != form), None)
         if other is not None:
-            raise EnsuiteError(f"{other} looks like {forms[other]}, {files[0].name} like {form}: give --format, or one at a time")
+            raise EnsuiteError(
+                f"{other} looks like {forms[other]}, {files[0].name} like {form}: give --format, or one at a time"
+            )
     for file in files:
         check_content(file, form)
     name = files[0].name if len(files) == 1 else f"{len(files)} files ({files[0].name} ...)"
@@ -103,7 +112,9 @@ def read_files(sources: Sequence[str], config: PrepareConfig) -> Log:
     frames = [read_text(file, form, config) for file in files]
     for file, frame in zip(files, frames):
         if frame.columns != frames[0].columns:
-            raise EnsuiteError(f"{file.name}: columns {', '.join(frame.columns)} differ from {files[0].name}'s: {', '.join(frames[0].columns)}")
+            raise EnsuiteError(
+                f"{file.name}: columns {', '.join(frame.columns)} differ from {files[0].name}'s: {', '.join(frames[0].columns)}"
+            )
     whole = frames[0] if len(frames) == 1 else pl.concat(frames, how="vertical_relaxed")
     rows = tuple(frame.height for frame in frames)
     return Log(nw.from_native(whole.lazy()), name, tuple(files), rows, form)
@@ -126,7 +137,9 @@ def _scan_parquet(files: Sequence[Path], name: str) -> Log:
             raise EnsuiteError(f"{file.name}: not readable as Parquet: {_first_line(error)}") from None
         first = first or schema
         if schema != first:
-            raise EnsuiteError(f"{file.name}: columns or their types differ from {files[0].name}'s: {schema} against {first}")
+            raise EnsuiteError(
+                f"{file.name}: columns or their types differ from {files[0].name}'s: {schema} against {first}"
+            )
     if sum(rows) == 0:
         raise EnsuiteError(f"{name}: no events: the file has columns and no rows")
     return Log(nw.from_native(pl.scan_parquet(list(files))), name, tuple(files), tuple(rows), "parquet")
@@ -140,7 +153,11 @@ def guess_format(file: Path) -> str:
     head = _head(file)
     if head.startswith(b"PAR1"):
         return "parquet"
-    lines = [line for line in head.decode("utf-8", "replace").splitlines()[:-1] or [head.decode("utf-8", "replace")] if line.strip()]
+    lines = [
+        line
+        for line in head.decode("utf-8", "replace").splitlines()[:-1] or [head.decode("utf-8", "replace")]
+        if line.strip()
+    ]
     if lines and lines[0].lstrip().startswith("{"):
         return "ndjson"
     if lines and all(re.fullmatch(r"\S+ \S+", line.strip()) for line in lines):
@@ -151,7 +168,9 @@ def guess_format(file: Path) -> str:
         return "tsv"
     if lines and ("," in lines[0] or "::" in lines[0]):
         return "csv"
-    raise EnsuiteError(f"{file.name}: form not recognised; give --format csv, tsv, ndjson, parquet, sequences or pairs")
+    raise EnsuiteError(
+        f"{file.name}: form not recognised; give --format csv, tsv, ndjson, parquet, sequences or pairs"
+    )
 
 
 def check_content(file: Path, form: str) -> None:
@@ -162,13 +181,21 @@ def check_content(file: Path, form: str) -> None:
     what = next((text for magic, text in MAGIC.items() if head.startswith(magic)), None)
     if form == "parquet":
         if what != "Parquet":
-            raise EnsuiteError(f"{file.name}: this is not Parquet{f' but {what}' if what else ''}; give --format, or another file")
+            raise EnsuiteError(
+                f"{file.name}: this is not Parquet{f' but {what}' if what else ''}; give --format, or another file"
+            )
     elif what is not None or b"\0" in head:
-        raise EnsuiteError(f"{file.name}: this is not {form} text but {what or 'binary data'}; give --format, or another file")
+        raise EnsuiteError(
+            f"{file.name}: this is not {form} text but {what or 'binary data'}; give --format, or another file"
+        )
     elif form == "ndjson" and not head.lstrip().startswith(b"{"):
-        raise EnsuiteError(f"{file.name}: this is not NDJSON (one object a line); give --format, or another file")
+        raise EnsuiteError(
+            f"{file.name}: this is not NDJSON (one object a line); give --format, or another file"
+        )
     elif form in ("csv", "tsv") and head.lstrip().startswith((b"{", b"[")):
-        raise EnsuiteError(f"{file.name}: this is not {form.upper()} but JSON; give --format ndjson, or another file")
+        raise EnsuiteError(
+            f"{file.name}: this is not {form.upper()} but JSON; give --format ndjson, or another file"
+        )
 
 
 def read_text(file: Path, form: str, config: PrepareConfig) -> pl.DataFrame:
@@ -180,7 +207,9 @@ def read_text(file: Path, form: str, config: PrepareConfig) -> pl.DataFrame:
         if form == "ndjson":
             frame = pl.read_ndjson(data, infer_schema_length=SAMPLE_ROWS)
         else:
-            frame = read_separated(file.name, data, "\t" if form == "tsv" else config.separator or ",", config.names)
+            frame = read_separated(
+                file.name, data, "\t" if form == "tsv" else config.separator or ",", config.names
+            )
     except pl.exceptions.PolarsError as error:
         raise EnsuiteError(f"{file.name}: not readable as {form}: {_first_line(error)}") from None
     if frame.height == 0:
@@ -201,12 +230,25 @@ def read_separated(where: str, data: bytes, separator: str, names: Sequence[str]
         options["quote_char"] = None
     sample = pl.read_csv(data, n_rows=SAMPLE_ROWS, infer_schema=False, **options)
     if names and len(names) != sample.width:
-        raise EnsuiteError(f"{where}: {sample.width} columns, but --names gives {len(names)}: {', '.join(names)}")
-    if not names and sum(bool(re.fullmatch(r"-?[\d.]+(_duplicated_\d+)?", c)) for c in sample.columns) * 2 > sample.width:
-        raise EnsuiteError(f"{where}: the first line looks like data, not like column names; give --names, as in --names user item time")
+        raise EnsuiteError(
+            f"{where}: {sample.width} columns, but --names gives {len(names)}: {', '.join(names)}"
+        )
+    if (
+        not names
+        and sum(bool(re.fullmatch(r"-?[\d.]+(_duplicated_\d+)?", c)) for c in sample.columns) * 2
+        > sample.width
+    ):
+        raise EnsuiteError(
+            f"{where}: the first line looks like data, not like column names; give --names, as in --names user item time"
+        )
     as_text = [c for c in sample.columns if sample[c].str.contains(r"^0\d").any()]
     try:
-        frame = pl.read_csv(data, schema_overrides=dict.fromkeys(as_text, pl.String), infer_schema_length=SAMPLE_ROWS, **options)
+        frame = pl.read_csv(
+            data,
+            schema_overrides=dict.fromkeys(as_text, pl.String),
+            infer_schema_length=SAMPLE_ROWS,
+            **options,
+        )
     except pl.exceptions.ComputeError:
         frame = pl.read_csv(data, infer_schema=False, **options)
         frame = frame.with_columns(_number(frame[c]) for c in frame.columns if c not in as_text)
@@ -228,16 +270,20 @@ def _read_lines(where: str, data: bytes, form: str) -> pl.DataFrame:
         data, has_header=False, separator="\x1f", quote_char=None, new_columns=["line"], schema={"line": pl.String},
         encoding="utf8-lossy", truncate_ragged_lines=True,
     )  # fmt: skip
-    words = lines.with_row_index("row").select("row", word=pl.col("line").str.extract_all(r"\S+")).filter(pl.col("word").list.len() > 0)
+    words = (
+        lines.with_row_index("row")
+        .select("row", word=pl.col("line").str.extract_all(r"\S+"))
+        .filter(pl.col("word").list.len() > 0)
+    )
     count = pl.col("word").list.len()
     wrong = words.filter(count != 2 if form == "pairs" else count < 2).head(1)
     if wrong.height:
         row, found = wrong.row(0)
         need = "`user item`" if form == "pairs" else "`user item item ...`"
-        raise EnsuiteError(f"{where}: line {row + 1:,}: {need} is needed, found '{' '.join(found)[:60]}'; is --format {form} right?")
-    events = words.select(
-        user=pl.col("word").list.first(), item=pl.col("word").list.slice(1)
-    ).explode("item")
+        raise EnsuiteError(
+            f"{where}: line {row + 1:,}: {need} is needed, found '{' '.join(found)[:60]}'; is --format {form} right?"
+        )
+    events = words.select(user=pl.col("word").list.first(), item=pl.col("word").list.slice(1)).explode("item")
     if events.height == 0:
         raise EnsuiteError(f"{where}: no events: the file holds no `user item` line")
     if form == "sequences":
@@ -290,5 +336,5 @@ def _first_line(error: BaseException) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with io.open(path, "rb") as stream:
+    with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

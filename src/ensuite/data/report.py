@@ -85,7 +85,9 @@ def _phases(
             "users": int(some.sum()),
             "items": int(there.sum()),
             "cold_users": int((some & (split.train_end == 0)).sum()),
-            "users_without_history": int((some & (begin == 0)).sum()) if card["kind"] != "unseen-users" else 0,
+            "users_without_history": int((some & (begin == 0)).sum())
+            if card["kind"] != "unseen-users"
+            else 0,
             "cold_items": int((there & ~known).sum()),
             "events_with_cold_items": int((~known[events]).sum()),
         }
@@ -97,7 +99,9 @@ def _warnings(report: dict[str, Any], card: dict[str, Any]) -> list[str]:
     if report["users"] == 1:
         said.append("one user only: a model can be fitted, its scores say nothing")
     if card["split"].get("users_too_short"):
-        said.append(f"{card['split']['users_too_short']:,} users with fewer than 3 events are trained on and not evaluated")
+        said.append(
+            f"{card['split']['users_too_short']:,} users with fewer than 3 events are trained on and not evaluated"
+        )
     if (report["tie_share"] or 0) > 0.2:
         said.append(
             f"{report['tie_share']:.0%} of events share their time with a neighbour: their order, and with it leave-one-out scores, rests on "
@@ -109,16 +113,30 @@ def _warnings(report: dict[str, Any], card: dict[str, Any]) -> list[str]:
 def tables(card: dict[str, Any]) -> list[Table]:
     """Return the report of a dataset's card as tables to print."""
     report = card["report"]
-    return [t for t in (_filter_table(report), _size_table(report, card), _phase_table(report, card)) if t is not None]
+    return [
+        t
+        for t in (_filter_table(report), _size_table(report, card), _phase_table(report, card))
+        if t is not None
+    ]
 
 
 def _filter_table(report: dict[str, Any]) -> Table | None:
     if not report["filters"]:
         return None
-    table = Table("filter", "events before", "after", "dropped", "what was dropped", title="Filters", title_justify="left")
+    table = Table(
+        "filter",
+        "events before",
+        "after",
+        "dropped",
+        "what was dropped",
+        title="Filters",
+        title_justify="left",
+    )
     for step in report["filters"]:
         dropped = step["before"] - step["after"]
-        table.add_row(step["filter"], f"{step['before']:,}", f"{step['after']:,}", f"{dropped:,}", step["why"])
+        table.add_row(
+            step["filter"], f"{step['before']:,}", f"{step['after']:,}", f"{dropped:,}", step["why"]
+        )
     return table
 
 
@@ -126,7 +144,9 @@ def _size_table(report: dict[str, Any], card: dict[str, Any]) -> Table:
     table = Table(title="Dataset", title_justify="left", show_header=False)
     lengths, counts = report["length_percentiles"], report["item_count_percentiles"]
     table.add_row("events", f"{report['events']:,} of {report['events_read']:,} read")
-    table.add_row("users, items", f"{report['users']:,}, {report['items']:,} (density {report['density']:.3%})")
+    table.add_row(
+        "users, items", f"{report['users']:,}, {report['items']:,} (density {report['density']:.3%})"
+    )
     table.add_row("events a user", f"mean {report['mean_length']:.1f}; " + _say_percentiles(lengths))
     table.add_row("events an item", _say_percentiles(counts))
     if "first" in report:
@@ -135,12 +155,17 @@ def _size_table(report: dict[str, Any], card: dict[str, Any]) -> Table:
     else:
         table.add_row("times", "none: an order only")
     table.add_row("order", card["order"])
-    table.add_row("duplicates", f"{report['duplicates']:,} events equal to an earlier one; {report['consecutive_repeats']:,} repeat the item before")
+    table.add_row(
+        "duplicates",
+        f"{report['duplicates']:,} events equal to an earlier one; {report['consecutive_repeats']:,} repeat the item before",
+    )
     return table
 
 
 def _say_percentiles(values: dict[str, int]) -> str:
-    return ", ".join(f"{v:,} ({'min' if p == '0' else 'max' if p == '100' else p + ' %'})" for p, v in values.items())
+    return ", ".join(
+        f"{v:,} ({'min' if p == '0' else 'max' if p == '100' else p + ' %'})" for p, v in values.items()
+    )
 
 
 def _phase_table(report: dict[str, Any], card: dict[str, Any]) -> Table:
@@ -151,6 +176,9 @@ def _phase_table(report: dict[str, Any], card: dict[str, Any]) -> Table:
         title=f"Split: {split['kind']}{cuts}, targets: {split['targets']}", title_justify="left",
     )  # fmt: skip
     for name, phase in report["phases"].items():
-        rest = [f"{phase[k]:,}" if k in phase else "" for k in ("cold_users", "cold_items", "events_with_cold_items")]
+        rest = [
+            f"{phase[k]:,}" if k in phase else ""
+            for k in ("cold_users", "cold_items", "events_with_cold_items")
+        ]
         table.add_row(name, f"{phase['events']:,}", f"{phase['users']:,}", f"{phase['items']:,}", *rest)
     return table

@@ -22,7 +22,9 @@ class EventColumn:
     kind: str
 
 
-def side_table(role: str, ids: pl.Series, path: str | None, known: pl.DataFrame | None) -> tuple[pl.DataFrame, list[str]]:
+def side_table(
+    role: str, ids: pl.Series, path: str | None, known: pl.DataFrame | None
+) -> tuple[pl.DataFrame, list[str]]:
     """Return the table of the ids that occur, in their order, and what is to be said of it.
 
     Parameters
@@ -42,7 +44,9 @@ def side_table(role: str, ids: pl.Series, path: str | None, known: pl.DataFrame 
     where = path or f"the source's {role} table"
     column = guess(role[:-1], extra.columns) or ("id" if "id" in extra.columns else None)
     if column is None:
-        raise EnsuiteError(f"{where}: no column looks like the {key}; rename it to {key} (columns: {', '.join(extra.columns)})")
+        raise EnsuiteError(
+            f"{where}: no column looks like the {key}; rename it to {key} (columns: {', '.join(extra.columns)})"
+        )
     if column != key and key in extra.columns:
         extra = extra.drop(key)
     extra = extra.rename({column: key})
@@ -56,13 +60,19 @@ def side_table(role: str, ids: pl.Series, path: str | None, known: pl.DataFrame 
             f"{where}: column '{column}' ({extra.schema[key]}) does not hold the log's ids ({table.schema[key]}, such as {ids[0]!r})"
         ) from None
     once = extra.unique(key, keep="first", maintain_order=True)
-    joined = table.join(once.with_columns(pl.lit(True).alias("__there")), on=key, how="left", maintain_order="left")
+    joined = table.join(
+        once.with_columns(pl.lit(True).alias("__there")), on=key, how="left", maintain_order="left"
+    )
     missing = joined["__there"].null_count()
     notes = []
     if once.height < extra.height:
-        notes.append(f"{role}: {extra.height - once.height:,} rows of the {role} table repeat an id; the first was kept")
+        notes.append(
+            f"{role}: {extra.height - once.height:,} rows of the {role} table repeat an id; the first was kept"
+        )
     if missing == len(ids):
-        raise EnsuiteError(f"{where}: none of the log's {len(ids):,} {role} is in column '{column}' (the log's ids: {ids[0]!r}, ...)")
+        raise EnsuiteError(
+            f"{where}: none of the log's {len(ids):,} {role} is in column '{column}' (the log's ids: {ids[0]!r}, ...)"
+        )
     if missing:
         notes.append(f"{role}: {missing:,} of {len(ids):,} have no row in the {role} table")
     return joined.drop("__there"), notes
@@ -70,7 +80,10 @@ def side_table(role: str, ids: pl.Series, path: str | None, known: pl.DataFrame 
 
 def event_columns(columns: Mapping[str, pl.Series], rows: np.ndarray | None) -> dict[str, EventColumn]:
     """Return the optional columns in the order of the events."""
-    return {name: event_column(name, column if rows is None else column.gather(rows)) for name, column in columns.items()}
+    return {
+        name: event_column(name, column if rows is None else column.gather(rows))
+        for name, column in columns.items()
+    }
 
 
 def event_column(name: str, column: pl.Series) -> EventColumn:
@@ -80,7 +93,9 @@ def event_column(name: str, column: pl.Series) -> EventColumn:
         text = column.cast(pl.String)
         labels = text.drop_nulls().unique().sort()
         rows = pl.DataFrame({"value": labels, "code": np.arange(len(labels), dtype=np.int32)})
-        codes = text.alias("value").to_frame().join(rows, on="value", how="left", maintain_order="left")["code"]
+        codes = (
+            text.alias("value").to_frame().join(rows, on="value", how="left", maintain_order="left")["code"]
+        )
         return EventColumn(codes.fill_null(-1).to_numpy(), labels, "text")
     if dtype == pl.Boolean and not column.null_count():
         return EventColumn(column.cast(pl.Int8).to_numpy(), None, "bool")
@@ -90,9 +105,13 @@ def event_column(name: str, column: pl.Series) -> EventColumn:
         column = column.cast(pl.Datetime("us")).to_physical()
         dtype = column.dtype
     if dtype.is_decimal() or (dtype == pl.Boolean) or (dtype.is_integer() and column.null_count()):
-        return EventColumn(column.cast(pl.Float64).fill_null(float("nan")).to_numpy(), None, "number, NaN where missing")
+        return EventColumn(
+            column.cast(pl.Float64).fill_null(float("nan")).to_numpy(), None, "number, NaN where missing"
+        )
     if dtype.is_integer():
         return EventColumn(column.to_numpy(), None, "integer")
     if dtype.is_float():
         return EventColumn(column.fill_null(float("nan")).to_numpy(), None, "number")
-    raise EnsuiteError(f"--keep {name}: a column of {dtype} cannot be kept with the events: numbers, text and times can")
+    raise EnsuiteError(
+        f"--keep {name}: a column of {dtype} cannot be kept with the events: numbers, text and times can"
+    )

@@ -32,7 +32,9 @@ def build_split(
     if config.split == "unseen-users":
         return unseen_users(lengths, config.held_out, config.seed)
     if time is None or time_unit is None:
-        raise EnsuiteError("--split global-time needs times, and this log holds an order only; name the column with --time, or choose another split")
+        raise EnsuiteError(
+            "--split global-time needs times, and this log holds an order only; name the column with --time, or choose another split"
+        )
     return global_time(offsets, time, time_unit, config.cuts, config.targets)
 
 
@@ -67,7 +69,11 @@ def global_time(
             f"--split global-time: no event in {' and '.join(empty)}: the cuts are {say_time(first, unit)} and {say_time(second, unit)}, "
             f"the log goes from {say_time(int(time.min()), unit)} to {say_time(int(time.max()), unit)}; give other --cuts"
         )
-    said = {"cuts": [first, second], "cuts_utc": [say_time(first, unit), say_time(second, unit)], "asked": list(cuts or ("0.8", "0.9"))}
+    said = {
+        "cuts": [first, second],
+        "cuts_utc": [say_time(first, unit), say_time(second, unit)],
+        "asked": list(cuts or ("0.8", "0.9")),
+    }
     return split, {"kind": "global-time", "targets": targets, **said}
 
 
@@ -87,11 +93,15 @@ def find_cuts(time: np.ndarray, unit: str, cuts: tuple[str, str] | None) -> tupl
         else:
             raise EnsuiteError(f"--cuts {text}: a share of events is between 0 and 1")
     if found[0] >= found[1]:
-        raise EnsuiteError(f"--cuts: the first ({say_time(found[0], unit)}) is not before the second ({say_time(found[1], unit)}); give other --cuts")
+        raise EnsuiteError(
+            f"--cuts: the first ({say_time(found[0], unit)}) is not before the second ({say_time(found[1], unit)}); give other --cuts"
+        )
     return found[0], found[1]
 
 
-def unseen_users(lengths: np.ndarray, held_out: tuple[float, float], seed: int) -> tuple[Split, dict[str, Any]]:
+def unseen_users(
+    lengths: np.ndarray, held_out: tuple[float, float], seed: int
+) -> tuple[Split, dict[str, Any]]:
     """Hold whole users out; of their events the last is asked for. Only users with 2 events or more are drawn."""
     n = len(lengths)
     eligible = np.flatnonzero(lengths >= 2)

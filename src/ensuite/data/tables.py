@@ -19,7 +19,11 @@ from ensuite.data.readers import Log
 from ensuite.errors import EnsuiteError
 
 MISSING = ("", "nan", "NaN", "null", "NULL", "None", "<NA>")
-REMEDY = {"null": "fill it in or remove the row", "NaN": "fill it in or remove the row", "negative": "ids are 0 or more, or text"}
+REMEDY = {
+    "null": "fill it in or remove the row",
+    "NaN": "fill it in or remove the row",
+    "negative": "ids are 0 or more, or text",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,9 @@ def collect(log: Log, roles: Sequence[Role], config: PrepareConfig) -> Collected
     names = {r.role: r.column for r in roles}
     frame = log.frame.select(*(nw.col(column).alias(role) for role, column in names.items()))
     schema = frame.collect_schema()
-    checks = [check for role in ("user", "item") for check in _id_checks(log, role, names[role], schema[role])]
+    checks = [
+        check for role in ("user", "item") for check in _id_checks(log, role, names[role], schema[role])
+    ]
     masks = _row_filters(config)
     aggregates = [nw.len().alias("rows")]
     aggregates += [expr.sum().alias(f"{role}.{what}") for role, what, expr in checks]
@@ -98,12 +104,19 @@ def _id_checks(log: Log, role: str, column: str, dtype: nw.dtypes.DType) -> list
         return [*null, (role, "negative", col < 0)]
     if dtype.is_float():
         whole = col.is_null() | col.is_nan() | (col.abs() >= 2.0**53) | (col != col.round(0))
-        return [*null, (role, "NaN", col.is_nan()), (role, "negative", col < 0), (role, "not a whole number", whole)]
+        return [
+            *null,
+            (role, "NaN", col.is_nan()),
+            (role, "negative", col < 0),
+            (role, "not a whole number", whole),
+        ]
     if dtype.is_decimal():
         return [*null, (role, "negative", col < 0), (role, "not a whole number", col != col.round(0))]
     if dtype in (nw.String, nw.Categorical, nw.Enum):
         return [*null, (role, "null", col.cast(nw.String).is_in(MISSING))]
-    raise EnsuiteError(f"{log.name}: column '{column}' holds {dtype}: {role} ids are integers or text; convert it, or name another column")
+    raise EnsuiteError(
+        f"{log.name}: column '{column}' holds {dtype}: {role} ids are integers or text; convert it, or name another column"
+    )
 
 
 def _bad_id(
@@ -127,10 +140,22 @@ def _row_filters(config: PrepareConfig) -> list[tuple[str, nw.Expr, str]]:
     filters = []
     if config.kinds:
         kinds = ", ".join(config.kinds)
-        filters.append((f"kind in {kinds}", nw.col("kind").cast(nw.String).is_in(config.kinds), f"events of other kinds than {kinds}"))
+        filters.append(
+            (
+                f"kind in {kinds}",
+                nw.col("kind").cast(nw.String).is_in(config.kinds),
+                f"events of other kinds than {kinds}",
+            )
+        )
     if config.min_rating is not None:
         low = f"{config.min_rating:g}"
-        filters.append((f"rating >= {low}", nw.col("rating") >= config.min_rating, f"events rated below {low}, or not rated"))
+        filters.append(
+            (
+                f"rating >= {low}",
+                nw.col("rating") >= config.min_rating,
+                f"events rated below {low}, or not rated",
+            )
+        )
     return filters
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
@@ -19,7 +19,9 @@ Where = Callable[[int], str]
 """Names the file and row of an event, given its place in the column."""
 
 
-def to_ticks(times: pl.Series, column: str, where: Where, unit: str | None = None) -> tuple[np.ndarray, str, str]:
+def to_ticks(
+    times: pl.Series, column: str, where: Where, unit: str | None = None
+) -> tuple[np.ndarray, str, str]:
     """Return times as int64, their unit, and a sentence that says what was found.
 
     Datetimes and text come back in the coarsest unit that loses nothing; without a zone they are taken as UTC.
@@ -34,7 +36,9 @@ def to_ticks(times: pl.Series, column: str, where: Where, unit: str | None = Non
     if dtype == pl.String or dtype in (pl.Categorical, pl.Enum):
         text = times.cast(pl.String)
         number = text.cast(pl.Int64, strict=False)
-        if number.null_count() < len(text) and (number.null_count() == 0 or number.null_count() <= len(text) // 2):
+        if number.null_count() < len(text) and (
+            number.null_count() == 0 or number.null_count() <= len(text) // 2
+        ):
             _no_nulls(number, text, column, where)
             times = number
         else:
@@ -77,7 +81,9 @@ def _from_datetime(times: pl.Series) -> tuple[np.ndarray, str, str]:
     zone = times.dtype.time_zone  # type: ignore[attr-defined]
     ticks = times.to_physical().to_numpy()
     unit = next(u for u in TICKS if u == held or not np.any(ticks % (TICKS[held] // TICKS[u])))
-    said = "datetimes" + (", converted to UTC" if zone and zone != "UTC" else "" if zone else " without a zone, taken as UTC")
+    said = "datetimes" + (
+        ", converted to UTC" if zone and zone != "UTC" else "" if zone else " without a zone, taken as UTC"
+    )
     return ticks // (TICKS[held] // TICKS[unit]), unit, f"{said}, stored in {unit}"
 
 
@@ -86,31 +92,51 @@ def _from_float(times: pl.Series, column: str, where: Where, unit: str | None) -
     bad = ~np.isfinite(values)
     if bad.any():
         row = int(bad.argmax())
-        raise EnsuiteError(f"{where(row)}: column '{column}' (time): {values[row]} is no time; {REMEDY}; mend or remove the row")
+        raise EnsuiteError(
+            f"{where(row)}: column '{column}' (time): {values[row]} is no time; {REMEDY}; mend or remove the row"
+        )
     if not np.any(values % 1):
         ticks, unit, said = _from_integer(values.astype(np.int64), column, where, unit)
         return ticks, unit, f"{said}; held as floats, all whole, converted exactly"
     _, held, _ = _from_integer(values.astype(np.int64), column, where, unit)
     finer = {"s": "us", "ms": "us"}.get(held)
     if finer is None:
-        raise EnsuiteError(f"{where(0)}: column '{column}' (time): fractions of {held}; round them to integers")
-    return np.rint(values * (TICKS[finer] / TICKS[held])).astype(np.int64), finer, f"fractions of {held}, stored in {finer}"
+        raise EnsuiteError(
+            f"{where(0)}: column '{column}' (time): fractions of {held}; round them to integers"
+        )
+    return (
+        np.rint(values * (TICKS[finer] / TICKS[held])).astype(np.int64),
+        finer,
+        f"fractions of {held}, stored in {finer}",
+    )
 
 
-def _from_integer(ticks: np.ndarray, column: str, where: Where, unit: str | None) -> tuple[np.ndarray, str, str]:
+def _from_integer(
+    ticks: np.ndarray, column: str, where: Where, unit: str | None
+) -> tuple[np.ndarray, str, str]:
     if unit is not None:
         return ticks, unit, f"integers, {unit} as given"
     low, high = int(ticks.min()), int(ticks.max())
     found = next((u for u, (a, b) in RANGES.items() if a <= high < b), None)
     if found is None:
         if high < RANGES["s"][0] and low >= 0:
-            return ticks, "s", "small integers, no dates: taken as seconds from some start (--time-unit says otherwise)"
-        raise EnsuiteError(f"{where(int(ticks.argmax()))}: column '{column}' (time): {high} fits no unit; {REMEDY}; or give --time-unit")
+            return (
+                ticks,
+                "s",
+                "small integers, no dates: taken as seconds from some start (--time-unit says otherwise)",
+            )
+        raise EnsuiteError(
+            f"{where(int(ticks.argmax()))}: column '{column}' (time): {high} fits no unit; {REMEDY}; or give --time-unit"
+        )
     if low >= RANGES[found][0]:
-        return ticks, found, f"integers, found to be {found}: {say_time(low, found)} to {say_time(high, found)}"
+        return (
+            ticks,
+            found,
+            f"integers, found to be {found}: {say_time(low, found)} to {say_time(high, found)}",
+        )
     odd = int((ticks < RANGES[found][0]).argmax())
     other = next((u for u, (a, b) in RANGES.items() if a <= int(ticks[odd]) < b), None)
-    what = f"looks like {other}, others" if other else f"is before 1973 or no date, others"
+    what = f"looks like {other}, others" if other else "is before 1973 or no date, others"
     raise EnsuiteError(
         f"{where(odd)}: column '{column}' (time): {int(ticks[odd])} {what} (as {high}) like {found}: mixed units; "
         f"convert them to one unit, or give --time-unit if all are in the same"
@@ -124,7 +150,7 @@ def say_time(ticks: int, unit: str) -> str:
     '2000-12-31T22:12:40'
     """
     try:
-        return datetime.fromtimestamp(ticks // TICKS[unit], timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+        return datetime.fromtimestamp(ticks // TICKS[unit], UTC).strftime("%Y-%m-%dT%H:%M:%S")
     except (OverflowError, ValueError, OSError):
         return str(ticks)
 
@@ -142,7 +168,9 @@ def parse_bound(text: str, unit: str, flag: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise EnsuiteError(f"--{flag} {text}: neither an ISO date (2024-05-17, 2024-05-17T08:30) nor a number in {unit}") from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        raise EnsuiteError(
+            f"--{flag} {text}: neither an ISO date (2024-05-17, 2024-05-17T08:30) nor a number in {unit}"
+        ) from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     whole = int(moment.replace(microsecond=0).timestamp())
     return whole * TICKS[unit] + moment.microsecond * TICKS[unit] // 10**6

@@ -180,7 +180,7 @@ def build_card(model: Model, config: RunConfig, dataset: Dataset) -> dict[str, A
             "path": str(dataset.path),
             "name": data.get("name", dataset.path.name),
             "fingerprint": dataset.fingerprint,
-            **{key: data.get(key) for key in ("source", "split", "order", "ties", "filters")},
+            **{key: data.get(key) for key in ("source", "split", "order", "ties", "filters", "time_unit")},
         },
         "protocol": {
             "candidates": "all items of the dataset",

@@ -1,0 +1,125 @@
+"""One call from a model and a dataset to numbers: ranks, metrics of all three kinds, slices."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ensuite.data.dataset import Dataset
+from ensuite.errors import EnsuiteError
+from ensuite.evaluate.beyond import category_vectors, compute_beyond, count_items
+from ensuite.evaluate.counting import NaNScores
+from ensuite.evaluate.metrics import DEFAULT_METRICS, Metric, compute_metrics, parse_metric, per_case
+from ensuite.evaluate.ranks import ALL_ITEMS, Exclude, Ranks, compute_ranks, gather
+from ensuite.evaluate.sampled import compute_sampled_ranks, draw_negatives, sampler_of
+from ensuite.evaluate.scoring import Progress
+from ensuite.evaluate.slices import slice_ranks
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured. ``ranks`` are over all items; ``sampled`` holds those over sampled candidates, by name."""
+
+    phase: str
+    metrics: dict[str, float]
+    ranks: Ranks
+    sampled: dict[str, Ranks] = field(default_factory=dict)
+    seconds: float = 0.0
+    """Seconds of the full ranking: reading histories, scoring and counting; this process's share."""
+
+    def per_case(self, name: str) -> np.ndarray:
+        """Return an accuracy metric's value for every case: [C] float64."""
+        return per_case(self.sampled.get(parse_metric(name).candidates, self.ranks), name)
+
+    def slices(self, dataset: Dataset, names: Sequence[str] = DEFAULT_METRICS) -> dict[str, dict[str, float]]:
+        """Return the metrics of every slice, see `ensuite.evaluate.slices`; ``cases`` counts its cases."""
+        parts = slice_ranks(self.ranks, dataset.events("train"))
+        return {name: {"cases": len(part), **compute_metrics(part, names)} for name, part in parts.items()}
+
+
+def evaluate(
+    model: Any,
+    dataset: Dataset,
+    phase: Literal["valid", "test"] = "test",
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    *,
+    exclude: Exclude = "seen",
+    request_time: bool = True,
+    batch_size: int = 256,
+    seed: int = 0,
+    category_column: str | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure a model on a phase of a dataset's split; under torch.distributed the processes share the work.
+
+    Parameters
+    ----------
+    metrics
+        Any of `ensuite.evaluate.metrics` and `ensuite.evaluate.beyond`, for example "ndcg@10", "coverage@10",
+        "hr@10/uniform-100".
+    seed
+        Of sampled negatives.
+    category_column
+        Column of the item table for ``diversity``; by default the first of genres, genre, categories, category, tags.
+
+    Raises
+    ------
+    EnsuiteError
+        For an unknown metric or one that cannot be computed, a phase without cases, or NaN scores (the user is named).
+    """
+    wanted = [parse_metric(name) for name in dict.fromkeys(metrics)]
+    events, cases = dataset.events("all"), dataset.cases(phase)
+    if not len(cases):
+        raise EnsuiteError(f"{dataset.path}: no case to evaluate in '{phase}': no user has both a history and a target there")
+    for metric in wanted:
+        if metric.k is not None and metric.candidates == ALL_ITEMS and metric.k > dataset.n_items:
+            raise EnsuiteError(
+                f"metric '{metric.name}': the cut-off {metric.k} is larger than the catalogue of {dataset.n_items} items"
+            )
+    beyond = [m for m in wanted if m.beyond]
+    vectors = None
+    if any(m.base == "diversity" for m in beyond):
+        vectors = category_vectors(dataset.items, category_column)
+    common: dict[str, Any] = {"batch_size": batch_size, "request_time": request_time, "device": device, "part": share()}
+    try:
+        began = time.perf_counter()
+        top = max((m.k or 0 for m in beyond), default=0)
+        mine = compute_ranks(model, events, cases, exclude=exclude, top=top, progress=progress, **common)
+        seconds = time.perf_counter() - began
+        ranks = gather(mine)
+        sampled = {}
+        for name in dict.fromkeys(m.candidates for m in wanted if m.candidates != ALL_ITEMS):
+            kind, n = sampler_of(next(m for m in wanted if m.candidates == name))
+            weights = count_items(dataset.events("train")) if kind == "popularity" else None
+            negatives = draw_negatives(events, cases, n, weights, exclude=exclude, seed=seed)
+            sampled[name] = gather(compute_sampled_ranks(model, events, cases, negatives, name, **common))
+    except NaNScores as error:
+        raise NaNScores(error.user, dataset.users["user_id"][error.user]) from None
+    values = _accuracy(wanted, ranks, sampled)
+    if beyond:
+        popularity = count_items(dataset.events("train"))
+        values |= compute_beyond(
+            ranks, [m.name for m in beyond], popularity=popularity, events=events, cases=cases, vectors=vectors
+        )
+    return Evaluation(phase, {m.name: values[m.name] for m in wanted}, ranks, sampled, seconds)
+
+
+def _accuracy(wanted: Sequence[Metric], ranks: Ranks, sampled: dict[str, Ranks]) -> dict[str, float]:
+    out = {}
+    for metric in wanted:
+        if not metric.beyond:
+            out |= compute_metrics(sampled.get(metric.candidates, ranks), [metric.name])
+    return out
+
+
+def share() -> tuple[int, int]:
+    """Return (rank, world) of this process in the default group; (0, 1) without one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
