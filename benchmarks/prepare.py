@@ -3,8 +3,8 @@
     python benchmarks/prepare.py                          # 20 million events, about a minute
     python benchmarks/prepare.py --events 2000000 --ids text
 
-The log is generated: Zipf items, Zipf users, rows in no order. Each side runs in a process of its own, so that peak
-memory is its own too (an import of the libraries included). A row is added to results/prepare.csv.
+The log is generated: Zipf items, Zipf users, rows in no order. Each side runs in a process of its own, so
+that peak memory is its own too (an import of the libraries included). A row is added to results/prepare.csv.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ def main() -> None:
         "polars": pl.__version__,
         "cores": len(__import__("os").sched_getaffinity(0)),
         "machine": platform.machine(),
-        "command": f"python benchmarks/prepare.py --events {args.events} --ids {args.ids} --options '{args.options}'",
+        "command": f"python benchmarks/prepare.py --events {args.events} --ids {args.ids} --options "
+        f"'{args.options}'",
     }
     for name, value in row.items():
         sys.stdout.write(f"{name:>20}  {value}\n")

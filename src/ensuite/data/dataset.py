@@ -1,17 +1,21 @@
 """The dataset folder: events of every user in order, stored ragged, opened memory-mapped.
 
     DIR/
-      card.json            what the numbers mean: source, filters, order, ties, split, checksums, format version
-      offsets.npy          [U + 1] int64   events of user u are rows offsets[u]:offsets[u + 1] of every event column
+      card.json            what the numbers mean: source, filters, order, ties, split, checksums, format
+      version
+      offsets.npy          [U + 1] int64   events of user u are rows offsets[u]:offsets[u + 1] of every event
+      column
       item_idx.npy         [E]     int32   1..V; 0 never occurs (it is padding in batches)
       time.npy             [E]     int64   in the card's `time_unit`; absent when the log holds an order only
-      columns/NAME.npy     [E]             optional event columns (kind, rating, session, any context); of a text column
+      columns/NAME.npy     [E]             optional event columns (kind, rating, session, any context); of a
+      text column
                                            the codes, and columns/NAME.labels.parquet the texts they stand for
       train_end.npy, valid_end.npy, test_end.npy    [U] int64   the split, see `Split`
       items.parquet        [V]     `item_id` (row i is item_idx i + 1) and the columns of the item table
       users.parquet        [U]     `user_id` and the columns of the user table
 
-Item and user rows are in ascending order of their ids, so that the same log gives the same folder whatever engine read it.
+Item and user rows are in ascending order of their ids, so that the same log gives the same folder whatever
+engine read it.
 """
 
 from __future__ import annotations
@@ -33,7 +37,6 @@ import polars as pl
 from ensuite.errors import EnsuiteError, did_you_mean
 
 FORMAT_VERSION = 1
-STAMP = ".verified.json"
 SECONDS_PER_TICK = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 Phase = Literal["train", "valid", "test"]
@@ -43,7 +46,8 @@ Phase = Literal["train", "valid", "test"]
 class Events:
     """Ragged events: those of user u are rows ``offsets[u]:ends[u]`` of ``item_idx`` and ``time``.
 
-    ``ends`` may stop before the next user's offset: a view of the training part shares the columns of the whole log.
+    ``ends`` may stop before the next user's offset: a view of the training part shares the columns of the
+    whole log.
     """
 
     offsets: np.ndarray  # [U] int64, first row of each user
@@ -87,11 +91,13 @@ class Cases:
 
 @dataclass(frozen=True)
 class Split:
-    """Three integers per user, counted within the user's own row: [U] int64 each, 0 <= train <= valid <= test <= length.
+    """Three integers per user, counted within the user's own row: [U] int64 each, 0 <= train <= valid <= test
+    <= length.
 
-    Events [0, train_end) are trained on; [train_end, valid_end) are asked for in validation, given those before;
-    [valid_end, test_end) in test. A user with train_end = valid_end = test_end is trained on only. In an
-    ``unseen-users`` split a held-out user has train_end = 0, its events all in one phase: the last is the target.
+    Events [0, train_end) are trained on; [train_end, valid_end) are asked for in validation, given those
+    before; [valid_end, test_end) in test. A user with train_end = valid_end = test_end is trained on only. In
+    an ``unseen-users`` split a held-out user has train_end = 0, its events all in one phase: the last is the
+    target.
     """
 
     train_end: np.ndarray
@@ -116,13 +122,15 @@ class Dataset:
     def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Dataset:
         """Open a dataset folder in milliseconds, whatever its size.
 
-        Sizes of all files are checked always. Checksums are computed when a file's size or modification time is not what
-        it was when they were last found right (so once after a copy), and always with ``verify=True``.
+        Sizes of all files are checked always. Checksums are computed when a file's size or modification time
+        is not what it was when they were last found right (so once after a copy), and always with
+        ``verify=True``.
 
         Raises
         ------
         EnsuiteError
-            When the folder is none of ours, of another format version, truncated or edited: the file is named.
+            When the folder is none of ours, of another format version, truncated or edited: the file is
+            named.
         """
         path = Path(path)
         card = _read_card(path)
@@ -163,7 +171,8 @@ class Dataset:
         return self._column(f"columns/{name}")
 
     def labels(self, name: str) -> pl.Series | None:
-        """Return the texts that the codes of a text column stand for (code -1: missing); None for a column of numbers."""
+        """Return the texts that the codes of a text column stand for (code -1: missing); None for a column of
+        numbers."""
         file = f"columns/{name}.labels.parquet"
         return pl.read_parquet(self.path / file)["label"] if file in self.card["files"] else None
 
@@ -178,8 +187,8 @@ class Dataset:
         return pl.read_parquet(self.path / "users.parquet")
 
     def events(self, phase: Phase | Literal["all"] = "all") -> Events:
-        """Return what may be read when predicting ``phase``: for "train" the training part, for "valid" likewise (what
-        is fitted is fitted on training events only), for "all" the whole log."""
+        """Return what may be read when predicting ``phase``: for "train" the training part, for "valid"
+        likewise (what is fitted is fitted on training events only), for "all" the whole log."""
         starts = np.asarray(self.offsets[:-1])
         ends = np.asarray(self.offsets[1:]) if phase == "all" else starts + self.split.train_end
         return Events(starts, ends, self.item_idx, self.time, self.seconds_per_tick, self.n_items)
@@ -187,8 +196,8 @@ class Dataset:
     def cases(self, phase: Literal["valid", "test"]) -> Cases:
         """Return the evaluation cases of a phase, in user order.
 
-        A user whose target comes first of all their events has no history to predict from: such cases are left out, and
-        counted in the card as cold users.
+        A user whose target comes first of all their events has no history to predict from: such cases are
+        left out, and counted in the card as cold users.
         """
         starts = np.asarray(self.offsets[:-1])
         begin, end = {
@@ -211,7 +220,8 @@ class Dataset:
         return np.load(path, mmap_mode="r")
 
     def __repr__(self) -> str:
-        return f"Dataset({str(self.path)!r}: {self.n_users:,} users, {self.n_items:,} items, {self.n_events:,} events)"
+        return f"Dataset({str(self.path)!r}: {self.n_users:,} users, {self.n_items:,} items, "
+            f"{self.n_events:,} events)"
 
 
 def write_dataset(
@@ -228,15 +238,17 @@ def write_dataset(
     labels: Mapping[str, pl.Series] | None = None,
     overwrite: bool = False,
 ) -> Dataset:
-    """Write a dataset folder aside and rename it into place: an interrupted write leaves nothing under ``out``.
+    """Write a dataset folder aside and rename it into place: an interrupted write leaves nothing under
+    ``out``.
 
-    ``card`` must hold `time_unit` ("s", "ms", "us", "ns" or None) and `split` (with `kind` and `targets`); counts, checksums
-    and the fingerprint are added here.
+    ``card`` must hold `time_unit` ("s", "ms", "us", "ns" or None) and `split` (with `kind` and `targets`);
+    counts, checksums and the fingerprint are added here.
 
     Raises
     ------
     EnsuiteError
-        When ``out`` exists and is not to be overwritten, is no dataset, or the disk is full (nothing is left behind).
+        When ``out`` exists and is not to be overwritten, is no dataset, or the disk is full (nothing is left
+        behind).
     """
     out = Path(out)
     if out.exists() and not (overwrite and (out / "card.json").exists()):
@@ -253,7 +265,8 @@ def write_dataset(
     if time is not None:
         arrays["time"] = np.asarray(time, np.int64)
     arrays |= {f"columns/{name}": values for name, values in columns.items()}
-    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
+    _remove_stale(out)
+    aside = out.with_name(f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
     try:
         (aside / "columns").mkdir(parents=True)
         for name, values in arrays.items():
@@ -262,7 +275,7 @@ def write_dataset(
         users.write_parquet(aside / "users.parquet")
         for name, texts in (labels or {}).items():
             texts.alias("label").to_frame().write_parquet(aside / "columns" / f"{name}.labels.parquet")
-        names = sorted(str(file.relative_to(aside).as_posix()) for file in aside.rglob("*") if file.is_file())
+        names = sorted(file.relative_to(aside).as_posix() for file in aside.rglob("*") if file.is_file())
         files = {
             name: {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)} for name in names
         }
@@ -275,17 +288,44 @@ def write_dataset(
             "fingerprint": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16],
             "files": files,
         }
-        (aside / "card.json").write_text(json.dumps(full, indent=2, default=str) + "\n")
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(aside, out)
-    except OSError as error:
-        raise EnsuiteError(
-            f"{out}: cannot be written: {error.strerror or error}; nothing was left behind"
-        ) from error
+        full = json.loads(json.dumps(full, default=str))
+        full["checksum"] = _card_checksum(full)
+        (aside / "card.json").write_text(json.dumps(full, indent=2) + "\n")
+        _remember(out, {name: _size_and_time(aside / name) for name in names})
+        _move_into_place(aside, out)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise EnsuiteError(f"{out}: cannot be written: {why}; nothing was left behind") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return Dataset.open(out)
+
+
+def _move_into_place(aside: Path, out: Path) -> None:
+    """Rename, and only then delete what was there: at no moment does ``out`` hold half of anything."""
+    old = aside.with_suffix(".replaced")
+    if out.exists():
+        os.replace(out, old)
+    os.replace(aside, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_stale(out: Path) -> None:
+    """Delete what a killed process left beside ``out``; a live one's folder bears its process number."""
+    for left in out.parent.glob(f".{out.name}.*-*.partial"):
+        pid = left.name.removeprefix(f".{out.name}.").split("-")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def index_ids(table: pl.DataFrame, column: str, ids: Sequence[Any]) -> np.ndarray:
@@ -315,14 +355,19 @@ def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads((path / "card.json").read_text())
         version = card["format_version"]
-        _ = card["files"], card["n_users"], card["split"]
+        whole = version != FORMAT_VERSION or card["checksum"] == _card_checksum(card)
     except FileNotFoundError:
         raise EnsuiteError(f"{path}: no dataset: card.json is missing") from None
     except (ValueError, KeyError, TypeError):
         raise EnsuiteError(f"{path / 'card.json'}: damaged; prepare the dataset again") from None
+    if not whole:
+        raise EnsuiteError(
+            f"{path / 'card.json'}: edited since it was written (checksum differs); prepare the dataset again"
+        )
     if version != FORMAT_VERSION:
         raise EnsuiteError(
-            f"{path}: dataset format {version}, this version of ensuite reads {FORMAT_VERSION}; prepare the dataset again"
+            f"{path}: dataset format {version}, this version of ensuite reads {FORMAT_VERSION}; prepare "
+                "the dataset again"
         )
     return card
 
@@ -330,24 +375,24 @@ def _read_card(path: Path) -> dict[str, Any]:
 def _check_files(path: Path, files: Mapping[str, Mapping[str, Any]], verify: bool) -> None:
     """Refuse a folder with a missing, truncated or edited file.
 
-    Hashing is linear in the data, opening must not be: a stamp remembers size and modification time of every file at the
-    last full check, and only what has changed since is hashed again.
+    Hashing is linear in the data, opening must not be: a stamp (in the user's cache, so that the folder holds
+    data only) remembers size and modification time of every file at the last full check; only what has
+    changed since is hashed.
     """
     seen: dict[str, list[int]] = {}
     for name, want in files.items():
         try:
-            stat = (path / name).stat()
+            seen[name] = _size_and_time(path / name)
         except FileNotFoundError:
             raise EnsuiteError(f"{path / name}: missing; prepare the dataset again") from None
-        if stat.st_size != want["bytes"]:
+        if seen[name][0] != want["bytes"]:
             raise EnsuiteError(
-                f"{path / name}: truncated or edited: {stat.st_size:,} bytes, {want['bytes']:,} were written; "
+                f"{path / name}: truncated or edited: {seen[name][0]:,} bytes, {want['bytes']:,} were "
+                    "written; "
                 "prepare the dataset again"
             )
-        seen[name] = [stat.st_size, stat.st_mtime_ns]
-    stamp = path / STAMP
     try:
-        known = {} if verify else json.loads(stamp.read_text())
+        known = {} if verify else json.loads(_stamp(path).read_text())
     except (OSError, ValueError):
         known = {}
     if known == seen:
@@ -357,12 +402,33 @@ def _check_files(path: Path, files: Mapping[str, Mapping[str, Any]], verify: boo
             raise EnsuiteError(
                 f"{path / name}: edited since it was written (checksum differs); prepare the dataset again"
             )
+    _remember(path, seen)
+
+
+def _size_and_time(file: Path) -> list[int]:
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _stamp(path: Path) -> Path:
+    cache = Path(os.environ.get("ENSUITE_CACHE") or Path.home() / ".cache" / "ensuite")
+    return cache / "verified" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.json"
+
+
+def _remember(path: Path, seen: Mapping[str, list[int]]) -> None:
     try:
-        aside = stamp.with_name(f"{STAMP}.{uuid.uuid4().hex[:8]}")
+        stamp = _stamp(path)
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        aside = stamp.with_suffix(f".{uuid.uuid4().hex[:8]}")
         aside.write_text(json.dumps(seen))
         os.replace(aside, stamp)
-    except OSError:
-        pass  # a read-only folder is hashed at every opening
+    except (OSError, RuntimeError):
+        pass  # without a cache the folder is hashed at every opening
+
+
+def _card_checksum(card: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in card.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

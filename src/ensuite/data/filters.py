@@ -1,4 +1,5 @@
-"""Filters that look at more than one event, each with its count: all work on sorted codes, none on users one by one."""
+"""Filters that look at more than one event, each with its count: all work on sorted codes, none on users one
+by one."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from ensuite.data.tables import Step
 def duplicates(events: Ordered, extra: Callable[[np.ndarray], pl.DataFrame] | None = None) -> np.ndarray:
     """Mark events equal to an earlier one in user, item, time and the kept columns: [N] bool.
 
-    Equal events share user and time, so only tied ones are compared. Without times nothing is a duplicate: an order-only
-    log says of each event that it happened after the one before.
+    Equal events share user and time, so only tied ones are compared. Without times nothing is a duplicate: an
+    order-only log says of each event that it happened after the one before.
     """
     mask = np.zeros(len(events), bool)
     rows = np.flatnonzero(tied(events.user, events.time))

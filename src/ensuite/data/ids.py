@@ -36,7 +36,8 @@ def _encode_small(values: np.ndarray, low: int, high: int) -> tuple[np.ndarray, 
 
 
 def compact(codes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Close the gaps that filters left: new codes [N] int32, and the old codes that are still there, ascending."""
+    """Close the gaps that filters left: new codes [N] int32, and the old codes that are still there,
+    ascending."""
     there = np.zeros(n, bool)
     there[codes] = True
     if there.all():

@@ -1,4 +1,5 @@
-"""The audit that stands between a split and every score: what was promised about the past is checked, event by event."""
+"""The audit that stands between a split and every score: what was promised about the past is checked, event
+by event."""
 
 from __future__ import annotations
 
@@ -102,8 +103,10 @@ def _check_order(offsets: np.ndarray, time: np.ndarray, unit: str, name: str) ->
         row = int(back.argmax())
         user = int(np.searchsorted(offsets, row, side="right")) - 1
         raise EnsuiteError(
-            f"{name}: leakage audit: {np.count_nonzero(back):,} events come before their predecessor; user row {user}: "
-            f"{say_time(int(time[row]), unit)}, then {say_time(int(time[row + 1]), unit)}; prepare the dataset again"
+            f"{name}: leakage audit: {np.count_nonzero(back):,} events come before their predecessor; "
+            f"user row {user}: "
+            f"{say_time(int(time[row]), unit)}, then {say_time(int(time[row + 1]), unit)}; prepare the "
+            "dataset again"
         )
 
 
@@ -135,5 +138,6 @@ def _refuse(wrong: np.ndarray, name: str, what: str, split: Split) -> None:
             for u in some
         )
         raise EnsuiteError(
-            f"{name}: leakage audit: {what} ({np.count_nonzero(wrong):,} users): {cases}; prepare the dataset again"
+            f"{name}: leakage audit: {what} ({np.count_nonzero(wrong):,} users): {cases}; prepare the "
+            "dataset again"
         )

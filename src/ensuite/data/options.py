@@ -17,9 +17,11 @@ class PrepareConfig:
     """How a log becomes a dataset. Every default keeps all events."""
 
     format: Format = "guess"
-    """Form of the log's files. sequences: one user a line, `user item item ...`; pairs: one `user item` a line, in order."""
+    """Form of the log's files. sequences: one user a line, `user item item ...`; pairs: one `user item` a
+    line, in order."""
     archive: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """The original archive of a public dataset (file, folder or URL), e.g. `ensuite prepare ml-1m --from ml-1m.zip`."""
+    """The original archive of a public dataset (file, folder or URL), e.g. `ensuite prepare ml-1m --from
+    ml-1m.zip`."""
 
     user: str | None = None
     """Column of the user's id; guessed when not given, like the next four."""
@@ -30,7 +32,8 @@ class PrepareConfig:
     time_unit: Literal["s", "ms", "us", "ns"] | None = None
     """Unit of integer times, when the guess is wrong."""
     order: str | None = None
-    """Integer column that orders events without a time, or with the same one (a position, a sequence number)."""
+    """Integer column that orders events without a time, or with the same one (a position, a sequence
+    number)."""
     rating: str | None = None
     """Column of a rating or other value, kept as event column `rating`."""
     kind: str | None = None
@@ -76,10 +79,12 @@ class PrepareConfig:
     """Seed of what is drawn: shuffled ties, held-out users."""
 
     split: SplitKind = "leave-one-out"
-    """leave-one-out: each user's last event is test, the one before validation. global-time: everything before the
-    first cut is trained on, up to the second validated, the rest tested. unseen-users: whole users are held out."""
+    """leave-one-out: each user's last event is test, the one before validation. global-time: everything
+    before the first cut is trained on, up to the second validated, the rest tested. unseen-users: whole users
+    are held out."""
     cuts: tuple[str, str] | None = None
-    """global-time: the two cuts: shares of events (0.8 0.9, the default), ISO dates, or times in the log's unit."""
+    """global-time: the two cuts: shares of events (0.8 0.9, the default), ISO dates, or times in the log's
+    unit."""
     targets: Literal["next", "all"] = "next"
     """global-time: what is asked for in a phase: a user's next event, or all until the next cut."""
     held_out: tuple[float, float] = (0.1, 0.1)

@@ -60,7 +60,8 @@ def sort_order(
 
 
 def _one_key(user: np.ndarray, time: np.ndarray | None) -> np.ndarray | None:
-    """User and time in one integer, where 63 bits hold both: one column sorts several times faster than two."""
+    """User and time in one integer, where 63 bits hold both: one column sorts several times faster than
+    two."""
     if time is None or not len(time):
         return user.astype(np.int64)
     low = int(time.min())

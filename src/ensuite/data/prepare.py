@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ import polars as pl
 
 from ensuite import __version__
 from ensuite.config import config_dict
-from ensuite.data import filters
 from ensuite.data.builtin import PUBLIC, read_public
 from ensuite.data.columns import Role, assign_roles
 from ensuite.data.dataset import Dataset, write_dataset
+from ensuite.data.filters import Steps, duplicates, frequent, last_events, repeats
 from ensuite.data.ids import compact, encode
 from ensuite.data.leakage import audit_arrays
 from ensuite.data.options import PrepareConfig
@@ -28,7 +28,7 @@ from ensuite.data.readers import Log, read_files
 from ensuite.data.report import build_report
 from ensuite.data.side import event_columns, side_table
 from ensuite.data.split import build_split
-from ensuite.data.tables import collect
+from ensuite.data.tables import Collected, collect
 from ensuite.data.times import parse_bound, to_ticks
 from ensuite.errors import EnsuiteError
 
@@ -37,7 +37,8 @@ __all__ = ["PrepareConfig", "Progress", "prepare"]
 
 @dataclass(frozen=True)
 class Progress:
-    """What `prepare` is doing: ``stage`` in words; ``roles`` and ``sample`` once, when the columns are known."""
+    """What `prepare` is doing: ``stage`` in words; ``roles`` and ``sample`` once, when the columns are
+    known."""
 
     stage: str
     roles: tuple[Role, ...] = ()
@@ -57,8 +58,8 @@ def prepare(
     Parameters
     ----------
     source
-        Name of a public dataset (``"ml-small"``), path or paths (globs too), or a table: pandas, Polars, PyArrow, DuckDB
-        relation, PySpark.
+        Name of a public dataset (``"ml-small"``), path or paths (globs too), or a table: pandas, Polars,
+        PyArrow, DuckDB relation, PySpark.
     out
         Folder to write; it appears complete or not at all.
     config
@@ -93,76 +94,41 @@ def prepare(
         )
         say(Progress("reading", tuple(roles), sample))
     collected = collect(log, roles, config)
-    columns = {name: collected.columns[name] for name in collected.columns.columns}
-    if log.files:
-        origin: dict[str, Any] = {"name": log.name, "format": log.format, "files": log.fingerprint()}
-    else:
-        origin = {"name": log.name, "format": log.format, "content": _hash_columns(columns)}
-    steps = filters.Steps(collected.steps)
     notes = [*log.notes, *collected.notes]
-    n_read = steps.done[0].before if steps.done else collected.columns.height
-    del collected
-    if not len(columns["user"]):
-        raise _nothing_left(log.name, steps)
-
     say(Progress("ordering"))
-    where = log.at if not steps.done else partial(_filtered_row, log)
-    unit = None
-    ticks = None
-    if "time" in columns:
-        column = next(r.column for r in roles if r.role == "time")
-        ticks, unit, said = to_ticks(columns.pop("time"), column, where, config.time_unit)
-        notes.append(f"{column}: {said}")
-    order = _order_column(columns.pop("order", None), log)
-    user, user_ids = encode(columns.pop("user"))
-    item, item_ids = encode(columns.pop("item"))
-    by = sort_order(user, ticks, order, config.seed if config.ties == "shuffle" else None)
-    optional = {name: columns[name] for name in columns}
-    row = None if not optional else np.arange(len(user)) if by is None else by
-    if by is not None:
-        user, item, ticks = user[by], item[by], None if ticks is None else ticks[by]
-    events = Ordered(user, item, ticks, row)
-    del user, item, ticks, by, row
-
+    numbered = _number(log, roles, collected, config)
+    steps = Steps(collected.steps)
+    del collected
     say(Progress("filtering"))
-    events, counts = _filter(events, optional, config, unit, steps)
+    events, counts = _filter(numbered, config, steps)
     if not len(events):
         raise _nothing_left(log.name, steps)
 
     say(Progress("splitting"))
-    user, users_left = compact(events.user, len(user_ids))
-    item, items_left = compact(events.item, len(item_ids))
-    user_ids, item_ids = user_ids.gather(users_left), item_ids.gather(items_left)
-    offsets = np.zeros(len(user_ids) + 1, np.int64)
-    np.cumsum(np.bincount(user, minlength=len(user_ids)), out=offsets[1:])
+    user, users_left = compact(events.user, len(numbered.user_ids))
+    item, items_left = compact(events.item, len(numbered.item_ids))
+    offsets = np.zeros(len(users_left) + 1, np.int64)
+    np.cumsum(np.bincount(user, minlength=len(users_left)), out=offsets[1:])
     item = item + np.int32(1)
-    ties = tied(user, events.time)
+    unit = numbered.unit
     split, said_split = build_split(offsets, events.time, unit, config)
-    items, notes_items = side_table("items", item_ids, config.items, log.items)
-    users, notes_users = side_table("users", user_ids, config.users, log.users)
-    kept = event_columns(optional, events.row)
+    items, notes_items = side_table("items", numbered.item_ids.gather(items_left), config.items, log.items)
+    users, notes_users = side_table("users", numbered.user_ids.gather(users_left), config.users, log.users)
+    kept = event_columns(numbered.columns, events.row)
     card = {
         "ensuite_version": __version__,
-        "source": origin | {"columns": {r.role: {"column": r.column, "how": r.how} for r in roles}},
+        "source": numbered.origin | {"columns": {r.role: {"column": r.column, "how": r.how} for r in roles}},
         "time_unit": unit,
         "prepare": _settings(config),
         "order": _say_order(config, roles),
-        "tie_share": float(np.count_nonzero(ties) / len(ties)) if unit else None,
+        "tie_share": float(np.count_nonzero(tied(user, events.time)) / len(user)) if unit else None,
         "split": said_split,
         "column_types": {name: column.kind for name, column in kept.items()},
     }
-    audit_arrays(offsets, events.time, item, split, card, len(item_ids), str(out))
+    audit_arrays(offsets, events.time, item, split, card, items.height, str(out))
+    notes += [*numbered.notes, *notes_items, *notes_users]
     card["report"] = build_report(
-        n_read,
-        steps.done,
-        counts,
-        offsets,
-        item,
-        events.time,
-        unit,
-        split,
-        card,
-        [*notes, *notes_items, *notes_users],
+        steps.done, numbered.n_read, counts, offsets, item, events.time, split, card, notes
     )
     say(Progress("writing"))
     return write_dataset(
@@ -190,30 +156,78 @@ def open_source(source: Any, config: PrepareConfig) -> Log:
             raise EnsuiteError(
                 "no log was named; give a file, or the name of a public dataset: " + ", ".join(PUBLIC)
             )
-        if len(paths) == 1 and not Path(paths[0]).exists() and paths[0] in PUBLIC:
+        if (
+            len(paths) == 1
+            and paths[0] in PUBLIC
+            and (config.archive is not None or not Path(paths[0]).is_file())
+        ):
             return read_public(paths[0], config)
         if config.archive is not None:
             raise EnsuiteError(f"--from belongs to a public dataset ({', '.join(PUBLIC)}), not to {paths[0]}")
+        near = difflib.get_close_matches(paths[0], PUBLIC, n=1, cutoff=0.75)
+        if len(paths) == 1 and near and not Path(paths[0]).exists():
+            raise EnsuiteError(f"{paths[0]}: no such file; did you mean the public dataset '{near[0]}'?")
         return read_files(paths, config)
     try:
         frame = nw.from_native(source)
     except TypeError:
         raise EnsuiteError(
-            f"a {type(source).__name__} is no log: give a path, the name of a public dataset, or a pandas, Polars, PyArrow, DuckDB or "
+            f"a {type(source).__name__} is no log: give a path, the name of a public dataset, or a "
+            "pandas, Polars, PyArrow, DuckDB or "
             "PySpark table"
         ) from None
     lazy = frame.lazy("polars") if isinstance(frame, nw.DataFrame) else frame
     return Log(lazy, "table")
 
 
-def _filter(
-    events: Ordered,
-    optional: Mapping[str, pl.Series],
-    config: PrepareConfig,
-    unit: str | None,
-    steps: filters.Steps,
-) -> tuple[Ordered, dict[str, int]]:
+@dataclass(frozen=True)
+class _Numbered:
+    """The log as dense codes, in order."""
+
+    events: Ordered
+    user_ids: pl.Series
+    item_ids: pl.Series
+    unit: str | None
+    columns: dict[str, pl.Series]
+    """Optional event columns, in the order of the source: `events.row` says where each event is in them."""
+    origin: dict[str, Any]
+    n_read: int
+    notes: tuple[str, ...]
+
+
+def _number(log: Log, roles: Sequence[Role], collected: Collected, config: PrepareConfig) -> _Numbered:
+    """Parse times, number users and items, sort. Columns are let go of one by one: memory is what limits a
+    large log."""
+    columns = collected.columns
+    if not len(columns["user"]):
+        raise _nothing_left(log.name, Steps(collected.steps))
+    n_read = collected.steps[0].before if collected.steps else len(columns["user"])
+    ticks = unit = None
+    notes: tuple[str, ...] = ()
+    if "time" in columns:
+        column = next(r.column for r in roles if r.role == "time")
+        ticks, unit, said = to_ticks(columns.pop("time"), column, collected.at, config.time_unit)
+        notes = (f"{column}: {said}",)
+    order = _order_column(columns.pop("order", None), collected.at)
+    user, user_ids = encode(columns.pop("user"))
+    item, item_ids = encode(columns.pop("item"))
+    origin: dict[str, Any] = {"name": log.name, "format": log.format}
+    if log.files:
+        origin["files"] = log.fingerprint()
+    else:
+        origin["content"] = _hash_events([user_ids, item_ids], [user, item, ticks, order], columns)
+    by = sort_order(user, ticks, order, config.seed if config.ties == "shuffle" else None)
+    row = None if not columns else np.arange(len(user)) if by is None else by
+    if by is not None:
+        user, item, ticks = user[by], item[by], None if ticks is None else ticks[by]
+    return _Numbered(
+        Ordered(user, item, ticks, row), user_ids, item_ids, unit, columns, origin, n_read, notes
+    )
+
+
+def _filter(numbered: _Numbered, config: PrepareConfig, steps: Steps) -> tuple[Ordered, dict[str, int]]:
     """Apply the filters on time and neighbours, in the order that the documentation gives."""
+    events, unit, columns = numbered.events, numbered.unit, numbered.columns
     for flag, value in (("since", config.since), ("until", config.until)):
         if value is None:
             continue
@@ -231,29 +245,29 @@ def _filter(
         )
 
     def extra(rows: np.ndarray) -> pl.DataFrame:
-        return pl.DataFrame({f"x.{name}": column.gather(rows) for name, column in optional.items()})
+        return pl.DataFrame({f"x.{name}": column.gather(rows) for name, column in columns.items()})
 
-    same = filters.duplicates(events, extra if optional else None)
+    same = duplicates(events, extra if columns else None)
     counts = {"duplicates": int(np.count_nonzero(same))}
     if config.drop_duplicates:
         events = steps.apply(
             events, ~same, "duplicates", "events equal to an earlier one in user, item, time and kept columns"
         )
-    again = filters.repeats(events.user, events.item)
+    again = repeats(events.user, events.item)
     counts["repeats"] = int(np.count_nonzero(again))
     if config.drop_repeats:
         events = steps.apply(
             events, ~again, "consecutive repeats", "events with the same item as the user's event before"
         )
     if config.min_user > 1 or config.min_item > 1:
-        keep, rounds = filters.frequent(
+        keep, rounds = frequent(
             events.user, events.item, config.min_user, config.min_item, one_pass=config.one_pass
         )
         how = "one pass" if config.one_pass else f"fixed point after {rounds} rounds"
         wanted = f"users >= {config.min_user}, items >= {config.min_item}"
         events = steps.apply(events, keep, wanted, f"events of users or items with fewer ({how})")
     if config.last:
-        keep = filters.last_events(events.user, config.last)
+        keep = last_events(events.user, config.last)
         events = steps.apply(
             events, keep, f"last {config.last}", f"all but the last {config.last} events of each user"
         )
@@ -277,36 +291,36 @@ def _with_defaults(config: PrepareConfig, defaults: Mapping[str, Any]) -> Prepar
     return PrepareConfig(**(values | {k: v for k, v in defaults.items() if values[k] == getattr(plain, k)}))
 
 
-def _order_column(column: pl.Series | None, log: Log) -> np.ndarray | None:
+def _order_column(column: pl.Series | None, at: Callable[[int], str]) -> np.ndarray | None:
     if column is None:
         return None
     if not column.dtype.is_integer() or column.null_count():
-        row = int(column.is_null().arg_max() or 0) if column.null_count() else 0
+        row = int(column.is_null().arg_true()[0]) if column.null_count() else 0
         raise EnsuiteError(
-            f"{log.at(row)}: the order column holds {column[row]!r} ({column.dtype}): whole numbers are needed; name another with --order"
+            f"{at(row)}: the order column holds {column[row]!r} ({column.dtype}): whole numbers are "
+            "needed; name another with --order"
         )
     return column.cast(pl.Int64).to_numpy()
 
 
-def _filtered_row(log: Log, row: int) -> str:
-    return f"{log.name}: row {row + 1:,} of those kept by the filters"
-
-
-def _nothing_left(name: str, steps: filters.Steps) -> EnsuiteError:
+def _nothing_left(name: str, steps: Steps) -> EnsuiteError:
     said = "; ".join(f"{s.name}: {s.before:,} to {s.after:,} events" for s in steps.done)
     return EnsuiteError(f"{name}: the filters leave no event ({said}); loosen them")
 
 
-def _hash_columns(columns: Mapping[str, pl.Series]) -> str:
-    """One hash of a table's content, the same whatever engine held it."""
-    digest = hashlib.sha256()
-    for name in sorted(columns):
-        digest.update(f"{name}:{columns[name].dtype}".encode())
-        column = columns[name]
-        if column.dtype.is_numeric():
-            digest.update(np.ascontiguousarray(column.to_numpy()).data)
-        else:
-            digest.update(column.hash(seed=0).to_numpy().data)
+def _hash_events(
+    ids: Sequence[pl.Series], codes: Sequence[np.ndarray | None], columns: Mapping[str, pl.Series]
+) -> str:
+    """One hash of a table's content, the same whatever engine held it: what a file's hash is for files."""
+    kept = event_columns(columns, None)
+    names = sorted(kept)
+    digest = hashlib.sha256(" ".join(names).encode())
+    for texts in (*ids, *(kept[name].labels for name in names)):
+        if texts is not None:
+            digest.update("\0".join(texts.cast(pl.String)).encode())
+    for values in (*codes, *(kept[name].values for name in names)):
+        if values is not None:
+            digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
 
 

@@ -1,7 +1,8 @@
 """Files of a log, in any form we know, as one lazy frame.
 
-Tables (CSV, TSV, NDJSON, Parquet) are found by extension, else by content; the two text formats of the benchmarks
-(`sequences`, `pairs`) hold an order and no times. .gz, .zst, .bz2 and .lz4 are unpacked on the way.
+Tables (CSV, TSV, NDJSON, Parquet) are found by extension, else by content; the two text formats of the
+benchmarks (`sequences`, `pairs`) hold an order and no times. .gz, .zst, .bz2 and .lz4 are unpacked on the
+way.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class Log:
     defaults: dict[str, Any] = field(default_factory=dict)
 
     def at(self, row: int) -> str:
-        """Name a row of the whole log (from 0): its file, and its row in there, counted from 1 after the header."""
+        """Name a row of the whole log (from 0): its file, and its row in there, counted from 1 after the
+        header."""
         for file, rows in zip(self.files, self.rows):
             if row < rows:
                 return f"{file.name}: row {row + 1:,}"
@@ -92,17 +94,19 @@ def read_files(sources: Sequence[str], config: PrepareConfig) -> Log:
     Raises
     ------
     EnsuiteError
-        For a missing or empty file, a file of another format than its name or ``--format`` says, or files whose columns differ.
+        For a missing or empty file, a file of another format than its name or ``--format`` says, or files
+        whose columns differ.
     """
     files = find_files(sources)
-    form = config.format
+    form: str = config.format
     if form == "guess":
         forms = {file.name: guess_format(file) for file in files}
         form = next(iter(forms.values()))
         other = next((name for name, f in forms.items() if f != form), None)
         if other is not None:
             raise EnsuiteError(
-                f"{other} looks like {forms[other]}, {files[0].name} like {form}: give --format, or one at a time"
+                f"{other} looks like {forms[other]}, {files[0].name} like {form}: give --format, or one "
+                "at a time"
             )
     for file in files:
         check_content(file, form)
@@ -113,7 +117,8 @@ def read_files(sources: Sequence[str], config: PrepareConfig) -> Log:
     for file, frame in zip(files, frames):
         if frame.columns != frames[0].columns:
             raise EnsuiteError(
-                f"{file.name}: columns {', '.join(frame.columns)} differ from {files[0].name}'s: {', '.join(frames[0].columns)}"
+                f"{file.name}: columns {', '.join(frame.columns)} differ from {files[0].name}'s: "
+                f"{', '.join(frames[0].columns)}"
             )
     whole = frames[0] if len(frames) == 1 else pl.concat(frames, how="vertical_relaxed")
     rows = tuple(frame.height for frame in frames)
@@ -182,11 +187,13 @@ def check_content(file: Path, form: str) -> None:
     if form == "parquet":
         if what != "Parquet":
             raise EnsuiteError(
-                f"{file.name}: this is not Parquet{f' but {what}' if what else ''}; give --format, or another file"
+                f"{file.name}: this is not Parquet{f' but {what}' if what else ''}; give --format, or "
+                "another file"
             )
     elif what is not None or b"\0" in head:
         raise EnsuiteError(
-            f"{file.name}: this is not {form} text but {what or 'binary data'}; give --format, or another file"
+            f"{file.name}: this is not {form} text but {what or 'binary data'}; give --format, or "
+            "another file"
         )
     elif form == "ndjson" and not head.lstrip().startswith(b"{"):
         raise EnsuiteError(
@@ -208,7 +215,10 @@ def read_text(file: Path, form: str, config: PrepareConfig) -> pl.DataFrame:
             frame = pl.read_ndjson(data, infer_schema_length=SAMPLE_ROWS)
         else:
             frame = read_separated(
-                file.name, data, "\t" if form == "tsv" else config.separator or ",", config.names
+                file.name,
+                data,
+                config.separator or ("\t" if form == "tsv" else guess_separator(data)),
+                config.names,
             )
     except pl.exceptions.PolarsError as error:
         raise EnsuiteError(f"{file.name}: not readable as {form}: {_first_line(error)}") from None
@@ -218,10 +228,11 @@ def read_text(file: Path, form: str, config: PrepareConfig) -> pl.DataFrame:
 
 
 def read_separated(where: str, data: bytes, separator: str, names: Sequence[str] = ()) -> pl.DataFrame:
-    """Parse a separated table; a column whose first values look like numbers and a later one does not is kept as text.
+    """Parse a separated table; a column whose first values look like numbers and a later one does not is kept
+    as text.
 
-    So are ids with leading zeros ("0031887"), which a number would lose. Where a row is wrong is said later, by name of row,
-    by whoever needs that column as numbers.
+    So are ids with leading zeros ("0031887"), which a number would lose. Where a row is wrong is said later,
+    by name of row, by whoever needs that column as numbers.
     """
     if len(separator) > 1:  # such as the `::` of MovieLens
         data, separator = data.replace(b"\x1f", b" ").replace(separator.encode(), b"\x1f"), "\x1f"
@@ -239,7 +250,8 @@ def read_separated(where: str, data: bytes, separator: str, names: Sequence[str]
         > sample.width
     ):
         raise EnsuiteError(
-            f"{where}: the first line looks like data, not like column names; give --names, as in --names user item time"
+            f"{where}: the first line looks like data, not like column names; give --names, as in "
+            "--names user item time"
         )
     as_text = [c for c in sample.columns if sample[c].str.contains(r"^0\d").any()]
     try:
@@ -253,6 +265,12 @@ def read_separated(where: str, data: bytes, separator: str, names: Sequence[str]
         frame = pl.read_csv(data, infer_schema=False, **options)
         frame = frame.with_columns(_number(frame[c]) for c in frame.columns if c not in as_text)
     return frame.rename(dict(zip(frame.columns, names))) if names else frame
+
+
+def guess_separator(data: bytes) -> str:
+    """Return what separates the words of a CSV file's first line: a comma, where there is one."""
+    line = data.lstrip().split(b"\n", 1)[0].decode("utf-8", "replace")
+    return next((s for s in (",", "\t", ";", "::", "|") if s in line), ",")
 
 
 def _number(column: pl.Series) -> pl.Series:
@@ -281,7 +299,8 @@ def _read_lines(where: str, data: bytes, form: str) -> pl.DataFrame:
         row, found = wrong.row(0)
         need = "`user item`" if form == "pairs" else "`user item item ...`"
         raise EnsuiteError(
-            f"{where}: line {row + 1:,}: {need} is needed, found '{' '.join(found)[:60]}'; is --format {form} right?"
+            f"{where}: line {row + 1:,}: {need} is needed, found '{' '.join(found)[:60]}'; is --format "
+            f"{form} right?"
         )
     events = words.select(user=pl.col("word").list.first(), item=pl.col("word").list.slice(1)).explode("item")
     if events.height == 0:
@@ -290,7 +309,8 @@ def _read_lines(where: str, data: bytes, form: str) -> pl.DataFrame:
         twice = words.filter(pl.col("word").list.first().is_duplicated()).head(1)
         if twice.height:
             raise EnsuiteError(
-                f"{where}: user '{twice['word'][0][0]}' has more than one line; in this form a user is one line. Is it --format pairs?"
+                f"{where}: user '{twice['word'][0][0]}' has more than one line; in this form a user is "
+                "one line. Is it --format pairs?"
             )
     return events.with_columns(_id_number(events["user"]), _id_number(events["item"]))
 

@@ -16,13 +16,12 @@ PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
 def build_report(
-    n_read: int,
     steps: Sequence[Step],
+    n_read: int,
     counts: dict[str, int],
     offsets: np.ndarray,
     item_idx: np.ndarray,
     time: np.ndarray | None,
-    unit: str | None,
     split: Split,
     card: dict[str, Any],
     notes: Sequence[str],
@@ -46,6 +45,7 @@ def build_report(
         "tie_share": card["tie_share"],
         "phases": _phases(offsets, item_idx, split, card["split"], n_items),
     }
+    unit = card["time_unit"]
     if time is not None and unit is not None:
         report["first"], report["last"] = say_time(int(time.min()), unit), say_time(int(time.max()), unit)
     report["notes"] = [*notes, *_warnings(report, card)]
@@ -100,11 +100,13 @@ def _warnings(report: dict[str, Any], card: dict[str, Any]) -> list[str]:
         said.append("one user only: a model can be fitted, its scores say nothing")
     if card["split"].get("users_too_short"):
         said.append(
-            f"{card['split']['users_too_short']:,} users with fewer than 3 events are trained on and not evaluated"
+            f"{card['split']['users_too_short']:,} users with fewer than 3 events are trained on and not "
+            "evaluated"
         )
     if (report["tie_share"] or 0) > 0.2:
         said.append(
-            f"{report['tie_share']:.0%} of events share their time with a neighbour: their order, and with it leave-one-out scores, rests on "
+            f"{report['tie_share']:.0%} of events share their time with a neighbour: their order, and "
+            "with it leave-one-out scores, rests on "
             f"the tie rule ({card['order']})"
         )
     return said
@@ -157,7 +159,8 @@ def _size_table(report: dict[str, Any], card: dict[str, Any]) -> Table:
     table.add_row("order", card["order"])
     table.add_row(
         "duplicates",
-        f"{report['duplicates']:,} events equal to an earlier one; {report['consecutive_repeats']:,} repeat the item before",
+        f"{report['duplicates']:,} events equal to an earlier one; {report['consecutive_repeats']:,} "
+        "repeat the item before",
     )
     return table
 

@@ -97,8 +97,7 @@ class Samples:
         """Return batch ``step`` of ``epoch``; of several processes, ``part = (rank, world)`` reads its share of it."""
         which = self.order(epoch)[step]
         rank, world = part
-        if world > 1:
-            which = which[rank::world] if len(which) >= world else which[rank : rank + 1]
+        which = which[rank::world]
         rng = np.random.default_rng([self.seed, epoch, step, rank])
         start, end, user = self.start[which], self.end[which], torch.from_numpy(self.user[which])
         if self.config.kind == "cloze":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,7 +35,8 @@ def side_table(
     ids
         Ascending ids of the log.
     path
-        The file that --items or --users named; without it ``known``, the table that came with the log, is taken.
+        The file that --items or --users named; without it ``known``, the table that came with the log, is
+        taken.
     """
     key = f"{role[:-1]}_id"
     table = ids.alias(key).to_frame()
@@ -45,7 +47,8 @@ def side_table(
     column = guess(role[:-1], extra.columns) or ("id" if "id" in extra.columns else None)
     if column is None:
         raise EnsuiteError(
-            f"{where}: no column looks like the {key}; rename it to {key} (columns: {', '.join(extra.columns)})"
+            f"{where}: no column looks like the {key}; rename it to {key} (columns: "
+            f"{', '.join(extra.columns)})"
         )
     if column != key and key in extra.columns:
         extra = extra.drop(key)
@@ -57,7 +60,8 @@ def side_table(
         extra = extra.with_columns(pl.col(key).cast(pl.String).cast(table.schema[key]))
     except pl.exceptions.PolarsError:
         raise EnsuiteError(
-            f"{where}: column '{column}' ({extra.schema[key]}) does not hold the log's ids ({table.schema[key]}, such as {ids[0]!r})"
+            f"{where}: column '{column}' ({extra.schema[key]}) does not hold the log's ids "
+            f"({table.schema[key]}, such as {ids[0]!r})"
         ) from None
     once = extra.unique(key, keep="first", maintain_order=True)
     joined = table.join(
@@ -67,11 +71,13 @@ def side_table(
     notes = []
     if once.height < extra.height:
         notes.append(
-            f"{role}: {extra.height - once.height:,} rows of the {role} table repeat an id; the first was kept"
+            f"{role}: {extra.height - once.height:,} rows of the {role} table repeat an id; the first "
+            "was kept"
         )
     if missing == len(ids):
         raise EnsuiteError(
-            f"{where}: none of the log's {len(ids):,} {role} is in column '{column}' (the log's ids: {ids[0]!r}, ...)"
+            f"{where}: none of the log's {len(ids):,} {role} is in column '{column}' (the log's ids: "
+            f"{ids[0]!r}, ...)"
         )
     if missing:
         notes.append(f"{role}: {missing:,} of {len(ids):,} have no row in the {role} table")
@@ -87,8 +93,13 @@ def event_columns(columns: Mapping[str, pl.Series], rows: np.ndarray | None) -> 
 
 
 def event_column(name: str, column: pl.Series) -> EventColumn:
-    """Return one optional column as numbers: text as codes, times in microseconds, integers with gaps as floats."""
+    """Return one optional column as numbers: text as codes, times in microseconds, integers with gaps as
+    floats."""
     dtype = column.dtype
+    if not re.fullmatch(r"\w[\w .:-]*", name):
+        raise EnsuiteError(
+            f"--keep {name}: the name becomes a file's name: rename the column to letters, digits and _"
+        )
     if dtype == pl.String or dtype in (pl.Categorical, pl.Enum):
         text = column.cast(pl.String)
         labels = text.drop_nulls().unique().sort()

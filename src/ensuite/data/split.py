@@ -33,17 +33,20 @@ def build_split(
         return unseen_users(lengths, config.held_out, config.seed)
     if time is None or time_unit is None:
         raise EnsuiteError(
-            "--split global-time needs times, and this log holds an order only; name the column with --time, or choose another split"
+            "--split global-time needs times, and this log holds an order only; name the column with "
+            "--time, or choose another split"
         )
     return global_time(offsets, time, time_unit, config.cuts, config.targets)
 
 
 def leave_one_out(lengths: np.ndarray) -> tuple[Split, dict[str, Any]]:
-    """Last event of each user to test, the one before to validation; users with fewer than 3 are trained on whole."""
+    """Last event of each user to test, the one before to validation; users with fewer than 3 are trained on
+    whole."""
     long = lengths >= LEAVE_ONE_OUT_LENGTH
     if not long.any():
         raise EnsuiteError(
-            f"--split leave-one-out needs users with at least {LEAVE_ONE_OUT_LENGTH} events, the longest of {len(lengths):,} has "
+            f"--split leave-one-out needs users with at least {LEAVE_ONE_OUT_LENGTH} events, the longest "
+            f"of {len(lengths):,} has "
             f"{lengths.max(initial=0)}; take a longer log, fewer filters, or --split global-time"
         )
     held = long.astype(np.int64)
@@ -66,8 +69,10 @@ def global_time(
     empty = [name for name, count in counts.items() if count == 0]
     if empty:
         raise EnsuiteError(
-            f"--split global-time: no event in {' and '.join(empty)}: the cuts are {say_time(first, unit)} and {say_time(second, unit)}, "
-            f"the log goes from {say_time(int(time.min()), unit)} to {say_time(int(time.max()), unit)}; give other --cuts"
+            f"--split global-time: no event in {' and '.join(empty)}: the cuts are "
+            f"{say_time(first, unit)} and {say_time(second, unit)}, "
+            f"the log goes from {say_time(int(time.min()), unit)} to {say_time(int(time.max()), unit)}; "
+            "give other --cuts"
         )
     said = {
         "cuts": [first, second],
@@ -88,13 +93,14 @@ def find_cuts(time: np.ndarray, unit: str, cuts: tuple[str, str] | None) -> tupl
         if share is None:
             found.append(parse_bound(text, unit, "cuts"))
         elif 0 < share < 1:
-            at = min(len(time) - 1, int(np.ceil(share * len(time))))
+            at = int(share * len(time))
             found.append(int(np.partition(time, at)[at]))
         else:
             raise EnsuiteError(f"--cuts {text}: a share of events is between 0 and 1")
     if found[0] >= found[1]:
         raise EnsuiteError(
-            f"--cuts: the first ({say_time(found[0], unit)}) is not before the second ({say_time(found[1], unit)}); give other --cuts"
+            f"--cuts: the first ({say_time(found[0], unit)}) is not before the second "
+            f"({say_time(found[1], unit)}); give other --cuts"
         )
     return found[0], found[1]
 
@@ -102,14 +108,16 @@ def find_cuts(time: np.ndarray, unit: str, cuts: tuple[str, str] | None) -> tupl
 def unseen_users(
     lengths: np.ndarray, held_out: tuple[float, float], seed: int
 ) -> tuple[Split, dict[str, Any]]:
-    """Hold whole users out; of their events the last is asked for. Only users with 2 events or more are drawn."""
+    """Hold whole users out; of their events the last is asked for. Only users with 2 events or more are
+    drawn."""
     n = len(lengths)
     eligible = np.flatnonzero(lengths >= 2)
     n_valid, n_test = (int(np.rint(share * n)) for share in held_out)
     wanted = [1 if share > 0 and count == 0 else count for share, count in zip(held_out, (n_valid, n_test))]
     if sum(wanted) >= n or sum(wanted) > len(eligible):
         raise EnsuiteError(
-            f"--split unseen-users: {sum(wanted)} of {n:,} users to be held out, {len(eligible):,} have the 2 events needed, and at least "
+            f"--split unseen-users: {sum(wanted)} of {n:,} users to be held out, {len(eligible):,} have "
+            "the 2 events needed, and at least "
             "one must be left to train on; take a longer log or smaller --held-out"
         )
     drawn = np.random.default_rng(seed).permutation(eligible)

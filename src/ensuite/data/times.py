@@ -13,7 +13,8 @@ from ensuite.errors import EnsuiteError
 TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # Unix times from 1973 to 2286 in each unit; the ranges do not meet, so that one value shows its unit.
 RANGES = {"s": (10**8, 10**10), "ms": (10**11, 10**13), "us": (10**14, 10**16), "ns": (10**17, 10**19)}
-REMEDY = "times are integers (s, ms, us or ns since 1970), ISO 8601 text such as 2024-05-17T08:30:00Z, or datetimes"
+REMEDY = "times are integers (s, ms, us or ns since 1970), ISO 8601 text such as "
+    "2024-05-17T08:30:00Z, or datetimes"
 
 Where = Callable[[int], str]
 """Names the file and row of an event, given its place in the column."""
@@ -24,7 +25,8 @@ def to_ticks(
 ) -> tuple[np.ndarray, str, str]:
     """Return times as int64, their unit, and a sentence that says what was found.
 
-    Datetimes and text come back in the coarsest unit that loses nothing; without a zone they are taken as UTC.
+    Datetimes and text come back in the coarsest unit that loses nothing; without a zone they are taken as
+    UTC.
 
     Raises
     ------
@@ -58,7 +60,8 @@ def _no_nulls(parsed: pl.Series, source: pl.Series, column: str, where: Where) -
     if parsed.null_count():
         row = int(parsed.is_null().arg_true()[0])
         raise EnsuiteError(
-            f"{where(row)}: column '{column}' (time): {source[row]!r} is no time ({parsed.null_count():,} such rows); "
+            f"{where(row)}: column '{column}' (time): {source[row]!r} is no time "
+                f"({parsed.null_count():,} such rows); "
             f"{REMEDY}; mend or remove the row"
         )
 
@@ -93,7 +96,8 @@ def _from_float(times: pl.Series, column: str, where: Where, unit: str | None) -
     if bad.any():
         row = int(bad.argmax())
         raise EnsuiteError(
-            f"{where(row)}: column '{column}' (time): {values[row]} is no time; {REMEDY}; mend or remove the row"
+            f"{where(row)}: column '{column}' (time): {values[row]} is no time; {REMEDY}; mend or remove "
+                "the row"
         )
     if not np.any(values % 1):
         ticks, unit, said = _from_integer(values.astype(np.int64), column, where, unit)
@@ -118,15 +122,30 @@ def _from_integer(
         return ticks, unit, f"integers, {unit} as given"
     low, high = int(ticks.min()), int(ticks.max())
     found = next((u for u, (a, b) in RANGES.items() if a <= high < b), None)
+    if low >= 19_000_101 and high <= 21_001_231:
+        days = pl.Series(ticks).cast(pl.String).str.to_date("%Y%m%d", strict=False)
+        if not days.null_count():
+            return (
+                days.cast(pl.Datetime("us")).to_physical().to_numpy() // 10**6,
+                "s",
+                "integers read as dates, YYYYMMDD; stored in s",
+            )
+    if low < 0:
+        raise EnsuiteError(
+            f"{where(int(ticks.argmin()))}: column '{column}' (time): {low} is negative; {REMEDY}; mend "
+                "or remove the row, "
+            "or give --time-unit"
+        )
     if found is None:
-        if high < RANGES["s"][0] and low >= 0:
+        if high < RANGES["s"][0]:
             return (
                 ticks,
                 "s",
                 "small integers, no dates: taken as seconds from some start (--time-unit says otherwise)",
             )
         raise EnsuiteError(
-            f"{where(int(ticks.argmax()))}: column '{column}' (time): {high} fits no unit; {REMEDY}; or give --time-unit"
+            f"{where(int(ticks.argmax()))}: column '{column}' (time): {high} fits no unit; {REMEDY}; or "
+                "give --time-unit"
         )
     if low >= RANGES[found][0]:
         return (
@@ -138,7 +157,8 @@ def _from_integer(
     other = next((u for u, (a, b) in RANGES.items() if a <= int(ticks[odd]) < b), None)
     what = f"looks like {other}, others" if other else "is before 1973 or no date, others"
     raise EnsuiteError(
-        f"{where(odd)}: column '{column}' (time): {int(ticks[odd])} {what} (as {high}) like {found}: mixed units; "
+        f"{where(odd)}: column '{column}' (time): {int(ticks[odd])} {what} (as {high}) like {found}: "
+            "mixed units; "
         f"convert them to one unit, or give --time-unit if all are in the same"
     )
 

@@ -24,15 +24,18 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ensuite.config import config
 from ensuite.data.batches import Batch, History
 from ensuite.errors import EnsuiteError
+from ensuite.models._hstu_cache import HSTUCache
 from ensuite.models.base import Retriever
 from ensuite.nn.dropout import Dropout
 from ensuite.nn.embeddings import ItemTable, PositionTable, Similarity, similar
 from ensuite.nn.hstu import HSTUBlock
+from ensuite.nn.hstu_cache import LayerCache
 from ensuite.nn.pointwise import PointwiseAttention, concatenate, plan_ragged
 from ensuite.nn.stochastic_length import Selection, choose_events, stochastic_lengths
 from ensuite.nn.time_bias import time_buckets
@@ -114,6 +117,7 @@ class HSTU(Retriever):
     """A stack of HSTU layers over item vectors, with a tied item table."""
 
     Config = HSTUConfig
+    defaults = {"objective": {"temperature": 0.05}}
     summary = "Pointwise attention with time and position bias (Zhai et al. 2024)"
 
     def __init__(self, config: HSTUConfig, n_items: int, objective: Objective | None = None):
@@ -155,9 +159,13 @@ class HSTU(Retriever):
 
     def embed(self, history: History) -> Tensor:
         """Return the sum of item and position vectors: [B, L, D]."""
-        x = self.items(history.items) * self.config.dim**0.5
+        return self.embed_at(history.items, history.positions)
+
+    def embed_at(self, items: Tensor, positions: Tensor) -> Tensor:
+        """Return the input of the first layer for ``items`` [B, L] at ``positions`` [1 or B, L]: [B, L, D]."""
+        x = self.items(items) * self.config.dim**0.5
         if self.positions is not None:
-            x = x + self.positions(history.positions, history.lengths)
+            x = x + F.embedding(positions, self.positions.weight)
         return self.dropout(x)
 
     def forward(self, history: History) -> Tensor:
@@ -200,6 +208,46 @@ class HSTU(Retriever):
 
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
         return similar(self.items.weight if items is None else self.items(items), self.config.similarity)
+
+    def start_cache(self, history: History) -> HSTUCache:
+        """Read histories once; the cache then takes one event at a time."""
+        return HSTUCache(self, history)
+
+    def encode_candidates(self, history: History, candidates: Tensor, micro_batch: int = 0) -> Tensor:
+        """Encode candidates as if each came next (M-FALCON): each sees the history and itself, none sees another.
+
+        Parameters
+        ----------
+        history
+            [B, L]; with the time bias a candidate's time is the request's, that of the last position.
+        candidates
+            Item rows: [B, C] int64.
+        micro_batch
+            Candidates in one pass; 0 = all. The history's keys and values are computed once, whatever it is.
+
+        Returns
+        -------
+        Tensor
+            The output at each candidate, which a ranking head reads: [B, C, D].
+        """
+        history = history.last(self.max_length)
+        lengths, (times, queries) = history.lengths, self.query_times(history)
+        cache = LayerCache(self.blocks, self.embed(history), lengths, times, queries)
+        asked = None if times is None else (history.request_times if history.request_times is not None else times)
+        outputs = []
+        for items in candidates.split(micro_batch or candidates.shape[1], 1):
+            at = lengths[:, None].expand_as(items)  # directly after the history
+            now = None if asked is None else asked.gather(1, at - 1)  # [B, Q]
+            outputs.append(cache.read(self.embed_at(items, at), at, now, now)[0])
+        return similar(torch.cat(outputs, 1), self.config.similarity)
+
+    def score_candidates(self, history: History, candidates: Tensor, micro_batch: int = 0) -> Tensor:
+        """Return the product of each candidate's output (`encode_candidates`) and its item vector: [B, C].
+
+        The released model has no ranking head, and next-item training does not teach this score: rank with a head that is
+        trained on `encode_candidates`, or retrieve with `scorer`.
+        """
+        return (self.encode_candidates(history, candidates, micro_batch) * self.item_vectors(candidates)).sum(-1)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean of the objective over all positions with a target: a scalar."""

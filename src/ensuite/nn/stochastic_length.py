@@ -70,6 +70,6 @@ def choose_events(
     key = key.masked_fill(~real, -torch.inf)
     rank = key.argsort(1, descending=True).argsort(1)
     chosen = rank < kept[:, None]  # [B, L]
-    first = (~chosen).long().argsort(1, stable=True)  # chosen positions first, in order
+    first = (~chosen).long().argsort(dim=1, stable=True)  # chosen positions first, in order
     longest = int(kept.max())
     return first[:, :longest], torch.arange(longest, device=kept.device) < kept[:, None]

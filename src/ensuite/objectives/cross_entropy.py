@@ -9,6 +9,7 @@ softmax is: so the forward pass also forms ``dH = (p - onehot) E`` and ``dE = (p
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,9 +18,8 @@ from torch.nn import functional as F
 
 from ensuite.objectives.base import ItemVectors
 
-CHUNK_BYTES = 1 << 21  # logits held at a time on a CPU: they stay in the second and third level caches
-CUDA_CHUNK_BYTES = 1 << 28
-BLOCK = 8192  # items in a block, once a row of logits alone outgrows the caches
+CACHE_BYTES = 1 << 23  # a chunk of logits that stays in a CPU's cache
+WHOLE_BYTES = 1 << 27  # the largest chunk of whole rows of logits; longer rows are cut into blocks of items
 
 
 class CrossEntropy(nn.Module):
@@ -100,101 +100,148 @@ def chunked_cross_entropy(
     return loss
 
 
+@dataclass
+class _Task:
+    """What the two loops over chunks share; they add to the gradients of the sum over positions."""
+
+    h: Tensor  # [T, D], in the dtype of the products
+    e: Tensor  # [V, D], likewise
+    target: Tensor  # [T], 0..V-1
+    weight: float
+    rows: int
+    block: int
+    wide: torch.dtype  # of sums, softmax and gradients
+    grad_h: Tensor | None  # [T, D]
+    grad_table: Tensor | None  # [V + 1, D]
+
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """Return room for a chunk's logits and for its softmax: the same room, when their dtypes agree."""
+        logits = self.h.new_empty(min(self.rows, len(self.h)) * self.block)
+        return logits, logits if self.h.dtype == self.wide else torch.empty_like(logits, dtype=self.wide)
+
+    def wants_gradient(self) -> bool:
+        return self.grad_h is not None or self.grad_table is not None
+
+
 class _Chunked(torch.autograd.Function):
     """mean over positions of ``logsumexp(s) - weight * s[target]``, its gradients formed on the way forward."""
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, table: Tensor, targets: Tensor, weight: float, rows: int | None, block: int | None
+        ctx: Any,
+        output: Tensor,
+        table: Tensor,
+        targets: Tensor,
+        weight: float,
+        rows: int | None,
+        block: int | None,
     ) -> Tensor:
         device = output.device.type
         wide = torch.promote_types(torch.promote_types(output.dtype, table.dtype), torch.float32)
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wide
-        need = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        plan = _plan(len(table) - 1, device)
         with torch.autocast(device, enabled=False):
-            h, e = output.detach().to(compute), table.detach()[1:].to(compute)  # [T, D], [V, D]
-            n_items = len(e)
-            budget = CHUNK_BYTES if device == "cpu" else CUDA_CHUNK_BYTES
-            block = block or (n_items if n_items <= 4 * BLOCK else BLOCK)
-            rows = rows or max(128, budget // (4 * min(block, n_items)))
-            run = _whole_rows if block >= n_items else _by_blocks
-            loss, grad_output, grad_table = run(h, e, targets - 1, weight, rows, block, need, wide)
-        ctx.save_for_backward(grad_output, grad_table)
+            task = _Task(
+                h=output.detach().to(compute),
+                e=table.detach()[1:].to(compute),
+                target=targets - 1,
+                weight=weight,
+                rows=rows or plan[0],
+                block=min(block or plan[1], len(table) - 1),
+                wide=wide,
+                grad_h=torch.empty_like(output, dtype=wide) if ctx.needs_input_grad[0] else None,
+                grad_table=torch.zeros_like(table, dtype=wide) if ctx.needs_input_grad[1] else None,
+            )
+            loss = _whole_rows(task) if task.block == len(task.e) else _by_blocks(task)
+        ctx.save_for_backward(task.grad_h, task.grad_table)
         ctx.dtypes = output.dtype, table.dtype
-        return loss
+        ctx.n = len(output)
+        return loss / ctx.n
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved = [None if g is None else (g * grads[0]).to(d) for g, d in zip(ctx.saved_tensors, ctx.dtypes)]
-        return saved[0], saved[1], None, None, None, None
+        by = grads[0] / ctx.n
+        h, table = (None if g is None else (g * by).to(d) for g, d in zip(ctx.saved_tensors, ctx.dtypes))
+        return h, table, None, None, None, None
 
 
-def _whole_rows(
-    h: Tensor, e: Tensor, target: Tensor, weight: float, rows: int, block: int, need: tuple[bool, bool], wide: torch.dtype
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Chunks of ``rows`` positions against all items."""
-    n, n_items = len(h), len(e)
-    logits = h.new_empty(min(rows, n), n_items)
-    soft = logits if h.dtype == wide else h.new_empty(logits.shape, dtype=wide)
-    grad_h = torch.empty_like(h, dtype=wide) if need[0] else None
-    grad_table = h.new_zeros(n_items + 1, h.shape[1], dtype=wide) if need[1] else None
-    score, log_p = (h.new_empty(n, dtype=wide) for _ in range(2))  # of the targets: [T]
-    for at in range(0, n, rows):
-        chunk, index = h[at : at + rows], target[at : at + rows, None]  # [R, D], [R, 1]
-        s, p = logits[: len(chunk)], soft[: len(chunk)]  # [R, V]
+def _plan(n_items: int, device: str) -> tuple[int, int]:
+    """Choose how many positions and items make a chunk (measured on two cores with 1 MB + 16 MB of cache each)."""
+    if device != "cpu":
+        rows = WHOLE_BYTES // (4 * n_items)
+        return (rows, n_items) if rows >= 256 else (4096, WHOLE_BYTES // (4 * 4096))
+    if 64 * 4 * n_items <= CACHE_BYTES:
+        return 64, n_items
+    rows = min(256, WHOLE_BYTES // (4 * n_items))
+    return (rows, n_items) if rows >= 128 else (512, 2048)
+
+
+def _whole_rows(task: _Task) -> Tensor:
+    """Chunks of positions against all items: one softmax serves the loss and both gradients."""
+    h, e, n_items = task.h, task.e, len(task.e)
+    logits, soft = task.buffers()
+    score, log_p = (h.new_empty(len(h), dtype=task.wide) for _ in range(2))  # of the targets: [T]
+    for at in range(0, len(h), task.rows):
+        chunk, index = h[at : at + task.rows], task.target[at : at + task.rows, None]  # [R, D], [R, 1]
+        s, p = (room[: len(chunk) * n_items].view(-1, n_items) for room in (logits, soft))  # [R, V]
         torch.mm(chunk, e.T, out=s)
-        score[at : at + rows] = s.gather(1, index)[:, 0]
-        torch.softmax(s, 1, dtype=wide, out=p)
-        log_p[at : at + rows] = p.gather(1, index)[:, 0].log_()
-        if need == (False, False):
-            continue
-        p.scatter_add_(1, index, p.new_full((1, 1), -weight).expand_as(index))
-        g = p.to(h.dtype)
-        if grad_h is not None:
-            grad_h[at : at + rows] = g @ e
-        if grad_table is not None:
-            _add_product(grad_table[1:], g.T, chunk)
-    # A target's probability below the float range: its log-sum-exp is taken from the logits themselves.
-    lost = (log_p < -60).nonzero()[:, 0]
-    for some in lost.split(rows):
-        s = (h[some] @ e.T).to(wide)
-        log_p[some] = score[some] - s.logsumexp(1)
-    loss = ((1.0 - weight) * score - log_p).mean()
-    return loss, _scale(grad_h, 1 / n), _scale(grad_table, 1 / n)
-
-
-def _by_blocks(
-    h: Tensor, e: Tensor, target: Tensor, weight: float, rows: int, block: int, need: tuple[bool, bool], wide: torch.dtype
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Chunks of ``rows`` positions against ``block`` items: first the log-sum-exp online, then the gradients."""
-    n, n_items = len(h), len(e)
-    log_z = h.new_full((n,), -torch.inf, dtype=wide)  # [T]
-    for first in range(0, n_items, block):
-        items = e[first : first + block]  # [K, D]
-        for at in range(0, n, rows):
-            part = (h[at : at + rows] @ items.T).to(wide).logsumexp(1)
-            torch.logaddexp(log_z[at : at + rows], part, out=log_z[at : at + rows])
-    score = (h * e[target]).sum(1, dtype=wide)
-    loss = (log_z - weight * score).mean()
-    grad_h = torch.zeros_like(h, dtype=wide) if need[0] else None
-    grad_table = h.new_zeros(n_items + 1, h.shape[1], dtype=wide) if need[1] else None
-    if need == (False, False):
-        return loss, None, None
-    for first in range(0, n_items, block):
-        items = e[first : first + block]
-        for at in range(0, n, rows):
-            chunk = h[at : at + rows]
-            p = (chunk @ items.T).to(wide).sub_(log_z[at : at + rows, None]).exp_()  # [R, K]
+        score[at : at + task.rows] = s.gather(1, index)[:, 0]
+        torch.softmax(s, 1, dtype=task.wide, out=p)
+        log_p[at : at + task.rows] = p.gather(1, index)[:, 0].log_()
+        if task.wants_gradient():
+            p.scatter_add_(1, index, p.new_full((1, 1), -task.weight).expand_as(index))
             g = p.to(h.dtype)
-            if grad_h is not None:
-                _add_product(grad_h[at : at + rows], g, items)
-            if grad_table is not None:
-                _add_product(grad_table[1 + first : 1 + first + block], g.T, chunk)
-    if grad_h is not None:
-        grad_h.sub_(e[target], alpha=weight)
-    if grad_table is not None:
-        grad_table.index_add_(0, target + 1, h.to(wide), alpha=-weight)
-    return loss, _scale(grad_h, 1 / n), _scale(grad_table, 1 / n)
+        if task.grad_h is not None:
+            task.grad_h[at : at + task.rows] = g @ e
+        if task.grad_table is not None:
+            _add_product(task.grad_table[1:], g.T, chunk)
+    # Where the target's probability is below the float range, the log-sum-exp is taken from the logits themselves.
+    for some in (log_p < -60).nonzero()[:, 0].split(task.rows):
+        log_p[some] = score[some] - (h[some] @ e.T).to(task.wide).logsumexp(1)
+    return ((1.0 - task.weight) * score - log_p).sum()
+
+
+def _by_blocks(task: _Task) -> Tensor:
+    """Chunks of positions against blocks of items: first the log-sum-exp, then the logits again and the gradients.
+
+    The softmax over all items is that over the block times ``exp(log z of the block - log z)``: a factor for each position,
+    laid on its output vector and on its gradient instead of on the logits.
+    """
+    h, e, n = task.h, task.e, len(task.h)
+    firsts = range(0, len(e), task.block)
+    logits, soft = task.buffers()
+    log_zs = h.new_empty(len(firsts), n, dtype=task.wide)  # of each block: [blocks, T]
+
+    def softmax(at: int, items: Tensor) -> tuple[Tensor, Tensor]:
+        chunk = h[at : at + task.rows]
+        s, p = (room[: len(chunk) * len(items)].view(-1, len(items)) for room in (logits, soft))  # [R, K]
+        torch.mm(chunk, items.T, out=s)
+        most = s.amax(1).to(task.wide)
+        return torch.softmax(s, 1, dtype=task.wide, out=p), most
+
+    for k, first in enumerate(firsts):
+        for at in range(0, n, task.rows):
+            p, most = softmax(at, e[first : first + task.block])
+            log_zs[k, at : at + task.rows] = most - p.amax(1).log_()  # the largest is exp(0) / z
+    log_z = log_zs.logsumexp(0)  # [T]
+    score = (h * e[task.target]).sum(1, dtype=task.wide)
+    loss = (log_z - task.weight * score).sum()
+    if not task.wants_gradient():
+        return loss
+    if task.grad_h is not None:
+        torch.mul(e[task.target], -task.weight, out=task.grad_h)
+    if task.grad_table is not None:
+        task.grad_table.index_add_(0, task.target + 1, h.to(task.wide), alpha=-task.weight)
+    for k, first in enumerate(firsts):
+        items, share = e[first : first + task.block], log_zs[k].sub_(log_z).exp_()[:, None]  # [K, D], [T, 1]
+        for at in range(0, n, task.rows):
+            g = softmax(at, items)[0].to(h.dtype)
+            part = slice(at, at + task.rows)
+            if task.grad_h is not None:
+                task.grad_h[part].addcmul_((g @ items).to(task.wide), share[part])
+            if task.grad_table is not None:
+                _add_product(task.grad_table[1 + first : 1 + first + len(items)], g.T, (h[part] * share[part]).to(h.dtype))
+    return loss
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -203,7 +250,3 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.addmm_(a, b)
     else:
         total.add_(a @ b)
-
-
-def _scale(value: Tensor | None, by: float) -> Tensor | None:
-    return None if value is None else value.mul_(by)

@@ -63,8 +63,8 @@ class NegativeSampler(nn.Module):
         weight = None
         if counts is not None:
             weight = counts[1:].to(torch.float64)
-            if kind == "popularity":
-                weight = torch.where(weight > 0, weight**power, 0.0)
+            # Popularity never draws an item of count 0. A batch may hold one that the counts have not seen.
+            weight = torch.where(weight > 0, weight**power, 0.0) if kind == "popularity" else weight.clamp(min=1.0)
             weight = weight / weight.sum()
         # Not in the state dict: a model is loaded for scoring without its objective.
         self.register_buffer("weight", weight, persistent=False)  # [V], sums to 1

@@ -18,7 +18,7 @@ from ensuite.models.base import Model, Retriever
 from ensuite.serve.recommendations import Ranked, Recommendations
 from ensuite.serve.requests import ItemId, When, name_of, read_histories, split_times, to_seconds
 from ensuite.serve.top_k import merge_top_k
-from ensuite.train.run import load_run
+from ensuite.train.run import Run, load_run
 
 BATCH = 256
 """Histories scored at a time."""
@@ -64,11 +64,14 @@ class Recommender:
     @classmethod
     def load(cls, run: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Recommender:
         """Load a run folder; the dataset it was trained on is not needed."""
-        loaded = load_run(run)
-        items = loaded.items
-        titles = next((items[name].to_list() for name in ("title", "name") if name in items.columns), None)
-        unit = loaded.card["data"].get("time_unit") or "s"
-        return cls(loaded.model.to(device), items["item_id"].to_list(), titles, time_unit=unit)
+        return cls.of(load_run(run), device=device)
+
+    @classmethod
+    def of(cls, run: Run, *, device: str | torch.device = "cpu") -> Recommender:
+        """Recommend from a run that is loaded already; titles are the item table's column `title`, or else `name`."""
+        titles = next((run.items[name].to_list() for name in ("title", "name") if name in run.items.columns), None)
+        unit = run.card["data"].get("time_unit") or "s"
+        return cls(run.model.to(device), run.items["item_id"].to_list(), titles, time_unit=unit)
 
     def recommend(
         self,
@@ -133,6 +136,11 @@ class Recommender:
             cosines[0, [0, row]] = -torch.inf
             scores, rows = merge_top_k([(0, cosines)], k)
         return Recommendations([self._name(rows[0].tolist(), scores[0].tolist(), [])])
+
+    def title(self, item: ItemId) -> str | None:
+        """Return an item's title; None when it is unknown, or there are no titles."""
+        row = self._rows.get(str(item))
+        return None if self.titles is None or row is None else self.titles[row - 1]
 
     # -- reading a request ---------------------------------------------------------------------------------------------
 

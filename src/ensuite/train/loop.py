@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from ensuite.data.batches import Batch
@@ -125,9 +126,9 @@ def train(
     cls, config = resolve(model, values, seed, where)
     parse_metric(config.training.metric)
     audit(dataset)
-    device_config = config.training
+    AcceleratorState._reset_state()  # a second training in this process may have another precision
     accelerator = Accelerator(
-        mixed_precision="bf16" if device_config.precision == "bf16" else "no",
+        mixed_precision="bf16" if config.training.precision == "bf16" else "no",
         log_with=list(trackers) or None,
         project_dir=str(out),
     )

@@ -1,0 +1,110 @@
+"""Every registered model, built small on a small made-up log: what the contract tests run on."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from ensuite.data.batches import Batch, History, read_history
+from ensuite.data.dataset import Dataset, Events, Split, write_dataset
+from ensuite.data.samples import Samples
+from ensuite.errors import EnsuiteError
+from ensuite.models.base import FittedModel, Model
+from ensuite.models.registry import load_model
+from ensuite.objectives import build_objective
+from ensuite.train.config import RunConfig, resolve
+
+N_ITEMS, N_USERS = 50, 40
+SMALL = {"dim": 16, "heads": 2, "blocks": 2, "inner": 24, "dim_qk": 8, "dim_v": 8, "max_length": 12, "dropout": 0.1}
+"""Values for fields of these names; a model's other fields keep their defaults."""
+
+
+def small_config(name: str, **samples: str) -> tuple[type[Model], RunConfig]:
+    """Resolve a model's configuration as the trainer does, with small sizes."""
+    fields = {field.name for field in dataclasses.fields(load_model(name).Config)}
+    values = {key: value for key, value in SMALL.items() if key in fields}
+    return resolve(name, {"model": values, "samples": samples} if samples else {"model": values})
+
+
+@cache
+def made_up_log(seed: int = 0) -> Events:
+    """Users of 3 to 20 events among 50 items, with ties in time."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(3, 21, N_USERS)
+    ends = lengths.cumsum()
+    items = rng.integers(1, N_ITEMS + 1, ends[-1]).astype(np.int32)
+    time = 1_600_000_000 + np.concatenate([rng.integers(0, 3, n).cumsum() * 40_000 for n in lengths])
+    return Events(ends - lengths, ends, items, time, 1.0, N_ITEMS)
+
+
+def made_up_dataset(path: Path) -> Dataset:
+    """The same log as a dataset folder, split leave-one-out."""
+    events = made_up_log()
+    lengths = events.lengths
+    return write_dataset(
+        path,
+        offsets=np.concatenate([events.offsets, events.ends[-1:]]),
+        item_idx=events.item_idx,
+        time=events.time,
+        split=Split(lengths - 2, lengths - 1, lengths),
+        items=pl.DataFrame({"item_id": [f"i{n:02}" for n in range(1, N_ITEMS + 1)]}),
+        users=pl.DataFrame({"user_id": np.arange(N_USERS)}),
+        columns={},
+        card={"time_unit": "s", "split": {"kind": "leave-one-out", "targets": "next"}},
+    )
+
+
+def build_model(name: str, *, seed: int = 0, with_objective: bool = True) -> Model:
+    """Build the model, fitted when it is counted, else with fresh weights and its default objective."""
+    cls, config = small_config(name)
+    torch.manual_seed(seed)
+    if issubclass(cls, FittedModel):
+        model = cls(config.model, N_ITEMS)
+        try:
+            model.fit(made_up_log())
+        except EnsuiteError as error:
+            if "pip install" in str(error):
+                pytest.skip(str(error))
+            raise
+        return model.eval()
+    counts = torch.from_numpy(np.bincount(made_up_log().item_idx, minlength=N_ITEMS + 1))
+    objective = build_objective(config.objective, N_ITEMS, counts) if with_objective else None
+    return cls(config.model, N_ITEMS, objective).eval()  # type: ignore[call-arg]
+
+
+def histories(model: Model, n: int = 6, longest: int | None = None) -> History:
+    """Read the first ``n`` users' last events, of different lengths."""
+    events = made_up_log()
+    starts, ends = events.offsets[:n], events.ends[:n]
+    width = min(model.max_length, longest or model.max_length)
+    return read_history(events, np.maximum(starts, ends - width), ends, events.time[ends - 1] + 5_000)
+
+
+def training_batch(model: Model, config: RunConfig, batch_size: int = 8) -> Batch:
+    """Return the first batch of the kind of samples that ``config`` names."""
+    samples = Samples(made_up_log(), config.samples, max_length=model.max_length, batch_size=batch_size, seed=0)
+    return samples.batch(0, 0)
+
+
+@torch.inference_mode()
+def score(model: Model, history: History, first: int = 1, last: int = N_ITEMS + 1) -> torch.Tensor:
+    """Score items first..last-1: [B, last - first]."""
+    return model.scorer(history, model.catalogue())(first, last)
+
+
+def pick(history: History, rows: list[int], width: int | None = None) -> History:
+    """Take some rows of a history, cut (or padded) to ``width`` positions."""
+
+    def cut(values: torch.Tensor | None) -> torch.Tensor | None:
+        if values is None:
+            return None
+        more = 0 if width is None else width - values.shape[1]
+        return torch.nn.functional.pad(values[rows], (0, more))
+
+    return History(cut(history.items), cut(history.times), cut(history.request_times))  # type: ignore[arg-type]
