@@ -15,7 +15,8 @@ from ensuite.train.loop import train
 
 @pytest.fixture(scope="module")
 def run(cycle: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Markov chain fitted on the cycle of 20 items: after item row i comes i + 1; ids are ten times the rows."""
+    """A Markov chain fitted on the cycle of 20 items: after item row i comes i + 1; ids are ten times the
+    rows."""
     return train("markov", cycle, tmp_path_factory.mktemp("runs") / "markov").path
 
 
@@ -53,7 +54,9 @@ def test_the_command_of_the_readme_in_a_process_of_its_own(ensuite, run):
 
 
 def test_unknown_items_are_counted_on_standard_error(shell, run):
-    status, out, err = shell("recommend", run, "--history", 30, 31, 32, 40, "--candidates", 50, 60, 61, "--k", 2, "--json")
+    status, out, err = shell(
+        "recommend", run, "--history", 30, 31, 32, 40, "--candidates", 50, 60, 61, "--k", 2, "--json"
+    )
     assert status == 0
     assert json.loads(out)["unknown"] == ["31", "32"]
     assert "warning: 2 of the 4 items of the history unknown to the model, left out: 31, 32" in err
@@ -81,7 +84,10 @@ def test_exclude_none_or_some(shell, run):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--history", "7", "8"], "none of its 2 items is known to the model ('7', '8'); known ids look like 10, 20, 30"),
+        (
+            ["--history", "7", "8"],
+            "none of its 2 items is known to the model ('7', '8'); known ids look like 10, 20, 30",
+        ),
         (["--history", "10", "--k", "20"], "k = 20: only 19 can be had"),
         (["--history", "10", "--k", "0"], "k = 0"),
         (["--user", "u999"], "no user 'u999'; user ids look like 'u0'"),

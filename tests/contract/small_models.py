@@ -21,7 +21,16 @@ from ensuite.objectives import build_objective
 from ensuite.train.config import RunConfig, resolve
 
 N_ITEMS, N_USERS = 50, 40
-SMALL = {"dim": 16, "heads": 2, "blocks": 2, "inner": 24, "dim_qk": 8, "dim_v": 8, "max_length": 12, "dropout": 0.1}
+SMALL = {
+    "dim": 16,
+    "heads": 2,
+    "blocks": 2,
+    "inner": 24,
+    "dim_qk": 8,
+    "dim_v": 8,
+    "max_length": 12,
+    "dropout": 0.1,
+}
 """Values for fields of these names; a model's other fields keep their defaults."""
 
 
@@ -88,7 +97,9 @@ def histories(model: Model, n: int = 6, longest: int | None = None) -> History:
 
 def training_batch(model: Model, config: RunConfig, batch_size: int = 8) -> Batch:
     """Return the first batch of the kind of samples that ``config`` names."""
-    samples = Samples(made_up_log(), config.samples, max_length=model.max_length, batch_size=batch_size, seed=0)
+    samples = Samples(
+        made_up_log(), config.samples, max_length=model.max_length, batch_size=batch_size, seed=0
+    )
     return samples.batch(0, 0)
 
 

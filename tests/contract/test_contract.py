@@ -1,4 +1,5 @@
-"""What every registered system must keep, whoever wrote it: run over the entry points, so other packages' models too."""
+"""What every registered system must keep, whoever wrote it: run over the entry points, so other packages'
+models too."""
 
 from __future__ import annotations
 
@@ -138,7 +139,9 @@ def test_a_later_event_leaves_earlier_outputs_unchanged(name):
     moved = history.items.clone()
     later = (torch.arange(moved.shape[1])[None] >= at) & history.mask
     moved[later] = moved[later] % N_ITEMS + 1
-    times, requests = (None if t is None else t + 90_000 * later for t in (history.times, history.request_times))
+    times, requests = (
+        None if t is None else t + 90_000 * later for t in (history.times, history.request_times)
+    )
     with torch.inference_mode():
         before, after = model(history), model(History(moved, times, requests))
     long = history.lengths > at
@@ -151,7 +154,9 @@ def test_more_padding_changes_nothing(name):
     model = build_model(name)
     history = histories(model, longest=max(1, model.max_length - 5))
     scores = score(model, history)
-    assert close(scores, score(model, pick(history, list(range(len(history.items))), history.items.shape[1] + 5)))
+    assert close(
+        scores, score(model, pick(history, list(range(len(history.items))), history.items.shape[1] + 5))
+    )
 
 
 def test_one_at_a_time_equals_all_at_once(name):
@@ -164,7 +169,9 @@ def test_one_at_a_time_equals_all_at_once(name):
 
 def test_saved_and_loaded_it_scores_the_same(name, tmp_path):
     model = build_model(name)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path / "model.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path / "model.safetensors"
+    )
     cls, config = small_config(name)
     torch.manual_seed(99)
     fresh = cls(config.model, N_ITEMS)  # without the objective, as a run is loaded

@@ -46,8 +46,8 @@ def edit_unseen(file: Path) -> None:
 
 
 FILES = [
-    "offsets.npy", "item_idx.npy", "time.npy", "train_end.npy", "valid_end.npy", "test_end.npy", "columns/kind.npy",
-    "columns/kind.labels.parquet", "items.parquet", "users.parquet",
+    "offsets.npy", "item_idx.npy", "time.npy", "train_end.npy", "valid_end.npy", "test_end.npy",
+    "columns/kind.npy", "columns/kind.labels.parquet", "items.parquet", "users.parquet",
 ]  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_truncated_card_and_other_folders(dataset: Dataset, tmp_path: Path) -> N
     with pytest.raises(EnsuiteError, match=r"card\.json: damaged"):
         Dataset.open(dataset.path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EnsuiteError, match="card.json is missing"):
+    with pytest.raises(EnsuiteError, match=r"card\.json is missing"):
         Dataset.open(tmp_path / "empty")
     with pytest.raises(EnsuiteError, match="no such dataset folder; make one with `ensuite prepare"):
         Dataset.open(tmp_path / "nowhere")

@@ -1,9 +1,10 @@
-"""What `prepare` computes, against plain Python: order, numbers, ragged arrays, filters, kept columns and tables."""
+"""What `prepare` computes, against plain Python: order, numbers, ragged arrays, filters, columns, tables."""
 
 from __future__ import annotations
 
 import tempfile
 from collections import Counter, defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ class TestFilters:
         steps = dataset.card["report"]["filters"]
         assert steps[0]["before"] == 8
         assert steps[-1]["after"] == sum(map(len, want.values()))
-        assert all(a["after"] == b["before"] for a, b in zip(steps, steps[1:]))
+        assert all(a["after"] == b["before"] for a, b in pairwise(steps))
 
     def test_same_item_at_one_time_with_another_kind_is_no_duplicate(self) -> None:
         log = pl.DataFrame(

@@ -21,7 +21,9 @@ from ensuite.models.recency import Recency, RecencyConfig
 DAY = 86_400
 
 
-def make_events(users: list[list[int]], n_items: int, time: list[int] | None = None, held_out: int = 0) -> Events:
+def make_events(
+    users: list[list[int]], n_items: int, time: list[int] | None = None, held_out: int = 0
+) -> Events:
     """Events of the users' items in order; the last ``held_out`` of each user lie beyond the view."""
     stops = np.cumsum([len(user) for user in users])
     starts = stops - [len(user) for user in users]
@@ -86,7 +88,9 @@ def test_recency_blocks_are_slices_of_the_whole():
 
 
 def test_markov_is_the_smoothed_share_of_transitions():
-    events = make_events([[1, 2, 3], [1, 2], [1, 3], [4]], 4)  # 1 -> 2 twice, 1 -> 3, 2 -> 3; counts 3, 2, 2, 1 of 8
+    events = make_events(
+        [[1, 2, 3], [1, 2], [1, 3], [4]], 4
+    )  # 1 -> 2 twice, 1 -> 3, 2 -> 3; counts 3, 2, 2, 1 of 8
     model = fitted(Markov, events, smoothing=2.0)
     after_1, after_4 = scores(model, histories([4, 1], [4]))
     p = [3 / 8, 2 / 8, 2 / 8, 1 / 8]

@@ -1,4 +1,4 @@
-"""HSTU against its formulas, written once more in NumPy: float64, one position and one key at a time, no tricks."""
+"""HSTU against its formulas, written again in NumPy: float64, one position and one key at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def naive(model: HSTU, items: list[int], times: list[int], request: int) -> np.n
     c = model.config
     w = {name: value.detach().numpy() for name, value in model.named_parameters()}
     n, next_times = len(items), [*times[1:], request]
-    x = np.stack([w["items.weight"][item] * math.sqrt(c.dim) + w["positions.weight"][i] for i, item in enumerate(items)])
+    x = w["items.weight"][items] * math.sqrt(c.dim) + w["positions.weight"][:n]
     for layer in range(c.blocks):
         p = f"blocks.{layer}."
         widths = np.cumsum([c.heads * c.dim_v] * 2 + [c.heads * c.dim_qk] * 2)[:-1]
@@ -64,7 +64,8 @@ def naive(model: HSTU, items: list[int], times: list[int], request: int) -> np.n
 def make(**fields: object) -> tuple[HSTU, list[tuple[list[int], list[int], int]]]:
     torch.manual_seed(3)
     values = {"dim": 10, "dim_qk": 6, "dim_v": 5, "heads": 2, "max_length": 80, "dropout": 0.0} | fields
-    model = HSTU(HSTUConfig(**values), V, build_objective(ObjectiveConfig(temperature=0.05), V)).double().eval()  # type: ignore[arg-type]
+    objective = build_objective(ObjectiveConfig(temperature=0.05), V)
+    model = HSTU(HSTUConfig(**values), V, objective).double().eval()  # type: ignore[arg-type]
     for block in model.blocks:
         block.project_in.weight.data.mul_(15)
         block.attention.time.data.normal_(0, 0.5)
@@ -83,7 +84,7 @@ def as_history(users: list[tuple[list[int], list[int], int]]) -> History:
     return History(
         torch.tensor([items + p for (items, _, _), p in zip(users, pad)]),
         torch.tensor([times + p for (_, times, _), p in zip(users, pad)]),
-        torch.tensor([times[1:] + [request] + p for (_, times, request), p in zip(users, pad)]),
+        torch.tensor([[*times[1:], request, *p] for (_, times, request), p in zip(users, pad)]),
     )
 
 
@@ -94,7 +95,8 @@ def test_every_way_of_computing_gives_the_formulas(fields):
     model, users = make(**fields)
     history = as_history(users)
     expected = [naive(model, *user) for user in users]
-    ways = {"forward": model(history), "dense": torch.nn.functional.normalize(model.forward_dense(history), dim=-1)}
+    dense = torch.nn.functional.normalize(model.forward_dense(history), dim=-1)
+    ways = {"forward": model(history), "dense": dense}
     for name, output in ways.items():
         for row, want in enumerate(expected):
             np.testing.assert_allclose(output[row, : len(want)].detach(), want, atol=1e-10, err_msg=name)

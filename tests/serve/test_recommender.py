@@ -124,7 +124,10 @@ def test_unknown_items_are_left_out_and_reported():
 
 
 def test_nothing_known_is_an_error():
-    with pytest.raises(EnsuiteError, match=r"the history: none of its 2 items is known.*998, 999.*known ids look like 10, 20, 30"):
+    with pytest.raises(
+        EnsuiteError,
+        match=r"the history: none of its 2 items is known.*998, 999.*known ids look like 10, 20, 30",
+    ):
         popular().recommend([998, 999])
     with pytest.raises(EnsuiteError, match="history 2: none of its 1 items"):
         popular().recommend([[10], [999]], k=1)
@@ -135,7 +138,10 @@ def test_nothing_known_is_an_error():
 @pytest.mark.parametrize(
     ("values", "can"),
     [
-        ({"k": 6, "exclude": "none"}, "only 5 can be had for the history: 5 items in the catalogue, 0 of them excluded"),
+        (
+            {"k": 6, "exclude": "none"},
+            "only 5 can be had for the history: 5 items in the catalogue, 0 of them excluded",
+        ),
         ({"k": 5}, "only 4 can be had"),
         ({"k": 3, "candidates": [20, 30, 40]}, "only 2 can be had.*3 known candidates, 1 of them excluded"),
         ({"k": 0}, "k = 0.*at least 1"),
@@ -160,7 +166,10 @@ def test_times_are_put_in_order_and_cut_to_what_the_model_reads():
     assert model.read.request_times.tolist() == [[200, 400, 400]]
 
 
-@pytest.mark.parametrize("at", [86_400, "86400", "1970-01-02", "1970-01-02T00:00:00Z", dt.datetime(1970, 1, 2), dt.date(1970, 1, 2)])
+@pytest.mark.parametrize(
+    "at",
+    [86_400, "86400", "1970-01-02", "1970-01-02T00:00:00Z", dt.datetime(1970, 1, 2), dt.date(1970, 1, 2)],
+)
 def test_at_is_the_time_of_the_request(at):
     recommender, model = spy()
     recommender.recommend([[(40, 5)], [(20, 7), (10, 9)]], k=1, at=at)

@@ -26,6 +26,8 @@ def test_equals_a_stable_sort(k, levels):
 def test_blocks_equal_the_whole(width):
     scores = np.random.default_rng(width).integers(0, 4, (8, 37)).astype(np.float32)
     scores[:, 5:9] = -np.inf
-    blocks = [(first + 1, torch.from_numpy(scores[:, first : first + width])) for first in range(0, 37, width)]
+    blocks = [
+        (first + 1, torch.from_numpy(scores[:, first : first + width])) for first in range(0, 37, width)
+    ]
     _, columns = merge_top_k(blocks, 12)
     assert (columns - 1).tolist() == reference(scores, 12).tolist()

@@ -117,28 +117,33 @@ def named_entries(runs: list[Any]) -> list[Any]:
 
 
 def print_table(console: Console, result: Comparison) -> None:
-    """Print the table; what cannot be told from the reference stays bold."""
+    """Print quality, then cost; what cannot be told from the reference is bold."""
     from ensuite.evaluate.report import tables
 
-    table = Table("run", title=f"{escape(tables.title(result))}", title_justify="left")
+    quality = Table("run", title=escape(tables.title(result)), title_justify="left")
     for name in result.metrics:
-        table.add_column(f"{name}\n[dim]95 % interval[/]", justify="right")
-    table.add_column(f"against\n{escape(result.reference)}", justify="right")
-    for name in (*result.beyond, "training", "scoring", "parameters", "memory"):
-        table.add_column(name, justify="right")
+        quality.add_column(name, justify="right", no_wrap=True)
+    quality.add_column(f"against {escape(result.reference)}", justify="right")
+    costs = Table("run", title="What it takes", title_justify="left")
+    for name in (*result.beyond, "training", "scoring", "params", "memory"):
+        costs.add_column(name, justify="right")
     for row in result.rows:
-        cells = [f"[bold]{escape(row.name)}[/]" + ("\n[dim]reads request time[/]" if row.request_time else "")]
+        cells = [escape(row.name) + ("\n[dim]reads request time[/]" if row.request_time else "")]
         for name, value in row.metrics.items():
-            told = tables.verdict(result, row, name)
-            shown = tables.score(value.mean)
-            shown = f"[bold]{shown}[/]" if told in ("reference", "level") else shown
+            level = tables.verdict(result, row, name) in ("reference", "level")
+            shown = f"[bold]{tables.score(value.mean)}[/]" if level else tables.score(value.mean)
             cells.append(f"{shown}\n[dim]{tables.interval(value)}[/]")
-        cells.append(_against(result, row))
-        cells += [tables.score(value) for value in row.beyond.values()]
-        cells += [tables.seconds(row.train_seconds), tables.seconds(row.seconds)]
-        cells += [tables.count(row.parameters), tables.memory(row.memory)]
-        table.add_row(*cells)
-    console.print(table)
+        quality.add_row(*cells, _against(result, row))
+        costs.add_row(
+            escape(row.name),
+            *(tables.score(value) for value in row.beyond.values()),
+            tables.seconds(row.train_seconds),
+            tables.seconds(row.seconds),
+            tables.count(row.parameters),
+            tables.memory(row.memory),
+        )
+    console.print(quality)
+    console.print(costs)
     for note in tables.notes(result)[1:-1]:
         console.print(f"[dim]{escape(note.replace('**', ''))}[/]", highlight=False)
 

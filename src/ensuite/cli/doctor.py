@@ -50,7 +50,10 @@ def main(argv: list[str]) -> None:
 def findings(paths: tuple[Path, ...]) -> Iterator[Verdict]:
     """Yield a verdict for everything that is checked."""
     version = platform.python_version()
-    yield ("ok" if sys.version_info >= (3, 11) else "!!"), f"Python {version} on {platform.platform(terse=True)}; 3.11 or later"
+    yield (
+        ("ok" if sys.version_info >= (3, 11) else "!!"),
+        f"Python {version} on {platform.platform(terse=True)}; 3.11 or later",
+    )
     yield from _torch()
     yield from _packages()
     yield from _systems()
@@ -85,7 +88,11 @@ def _packages() -> Iterator[Verdict]:
     for extra, requirements in sorted(groups.items()):
         good, bad = _check(requirements)
         if not extra:
-            yield (("!!", f"missing: {', '.join(bad)}; pip install ensuite") if bad else ("ok", f"core packages: {len(good)}, all there"))
+            yield (
+                ("!!", f"missing: {', '.join(bad)}; pip install ensuite")
+                if bad
+                else ("ok", f"core packages: {len(good)}, all there")
+            )
         elif bad:
             yield "--", f"extra {extra}: {', '.join(bad)} not there; pip install 'ensuite[{extra}]'"
         else:
@@ -154,7 +161,9 @@ def _run(path: Path) -> Iterator[Verdict]:
     try:
         run = load_run(path)
         if run.items.height != run.model.n_items:
-            raise EnsuiteError(f"{path / 'items.parquet'}: {run.items.height:,} rows for {run.model.n_items:,} items; damaged")
+            raise EnsuiteError(
+                f"{path / 'items.parquet'}: {run.items.height:,} rows for {run.model.n_items:,} items; damaged"
+            )
     except FileNotFoundError as error:
         yield "!!", f"{error.filename or path}: missing; train the run again"
         return
@@ -162,7 +171,10 @@ def _run(path: Path) -> Iterator[Verdict]:
         yield "!!", str(error)
         return
     parameters = run.card.get("parameters", 0)
-    yield "ok", f"{path}: run of {run.config.name}, {parameters:,} parameters, {run.model.n_items:,} items; loads and can serve"
+    yield (
+        "ok",
+        f"{path}: run of {run.config.name}, {parameters:,} parameters, {run.model.n_items:,} items; loads and can serve",
+    )
     try:
         yield "ok", f"{path}: its dataset is there and the same: {run.dataset().path}"
     except EnsuiteError as error:

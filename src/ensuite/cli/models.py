@@ -41,7 +41,8 @@ def main(argv: list[str]) -> None:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Return what is known of a system without building it; an unknown name is refused with the nearest one."""
+    """Return what is known of a system without building it; an unknown name is refused with the nearest
+    one."""
     from ensuite.models.registry import load_model
 
     cls = load_model(name)
@@ -72,7 +73,14 @@ def _describe_or_say_why(name: str) -> dict[str, Any]:
     try:
         return describe(name)
     except EnsuiteError as error:  # one broken package must not hide the others
-        return {"name": name, "summary": str(error), "learns_from": [], "package": "", "settings": [], "broken": True}
+        return {
+            "name": name,
+            "summary": str(error),
+            "learns_from": [],
+            "package": "",
+            "settings": [],
+            "broken": True,
+        }
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -91,16 +99,24 @@ def _show_all(systems: list[dict[str, Any]]) -> None:
     for column in ("name", "what it is", "learns by", "settings"):
         table.add_column(column, no_wrap=column == "name", overflow="fold")
     for system in systems:
-        summary = escape(system["summary"]) + (f" (package {system['package']})" if system["package"] != "ensuite" else "")
+        summary = escape(system["summary"]) + (
+            f" (package {system['package']})" if system["package"] != "ensuite" else ""
+        )
         if system.get("broken"):
             table.add_row(system["name"], f"[red]{escape(system['summary'])}[/red]", "", "")
             continue
         table.add_row(
-            system["name"], summary, "training" if system["learns_from"] else "counting", str(len(system["settings"]))
+            system["name"],
+            summary,
+            "training" if system["learns_from"] else "counting",
+            str(len(system["settings"])),
         )
     console = Console()
     console.print(table, highlight=False)
-    console.print("ensuite models NAME shows the settings of one; ensuite train NAME --help all its flags.", highlight=False)
+    console.print(
+        "ensuite models NAME shows the settings of one; ensuite train NAME --help all its flags.",
+        highlight=False,
+    )
 
 
 def _show_one(system: dict[str, Any]) -> None:
@@ -110,7 +126,11 @@ def _show_one(system: dict[str, Any]) -> None:
 
     console = Console()
     console.print(f"[bold]{escape(system['name'])}[/bold]: {escape(system['summary'])}", highlight=False)
-    how = f"trained on samples of kind {', '.join(system['learns_from'])}" if system["learns_from"] else "counted, not trained"
+    how = (
+        f"trained on samples of kind {', '.join(system['learns_from'])}"
+        if system["learns_from"]
+        else "counted, not trained"
+    )
     console.print(f"{how}; {escape(system['module'])}\n", highlight=False)
     table = Table("setting", "default", "what it does")
     for setting in system["settings"]:
@@ -118,4 +138,6 @@ def _show_one(system: dict[str, Any]) -> None:
     console.print(table, highlight=False)
     for section, values in system["recipe"].items():
         console.print(f"default {escape(section)}: {escape(str(dict(values)))}", highlight=False)
-    console.print(f"\nensuite train {system['name']} --data DATA --out runs/{system['name']}", highlight=False)
+    console.print(
+        f"\nensuite train {system['name']} --data DATA --out runs/{system['name']}", highlight=False
+    )

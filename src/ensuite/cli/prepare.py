@@ -27,6 +27,9 @@ class Arguments:
     """Make a dataset folder of a log of who did what and when.
 
     ensuite prepare ml-small --out data/ml
+
+    ensuite prepare ml-1m --from ml-1m.zip --min-user 5 --min-item 5 --out data/ml-1m
+
     ensuite prepare log.csv --user uid --item sku --time ts --out data/own --split global-time
     """
 

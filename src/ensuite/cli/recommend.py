@@ -47,7 +47,8 @@ class Arguments:
     candidates: tuple[str, ...] = ()
     """Choose among these item ids only."""
     at: str | None = None
-    """When the items are asked for; default: the time of the last event. With --user, events from then on are left out."""
+    """When the items are asked for; default: the time of the last event. With --user, events from then on
+    are left out."""
     data: Path | None = None
     """The dataset of --user; default: the one the run was trained on."""
     json: bool = False
@@ -57,7 +58,11 @@ class Arguments:
 def main(argv: list[str]) -> None:
     """Run `ensuite recommend` with the arguments after its name."""
     arguments = tyro.cli(
-        Arguments, args=argv, prog="ensuite recommend", description=DESCRIPTION, config=(tyro.conf.FlagCreatePairsOff,)
+        Arguments,
+        args=argv,
+        prog="ensuite recommend",
+        description=DESCRIPTION,
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
     from ensuite.errors import EnsuiteError
     from ensuite.serve.recommender import Recommender
@@ -66,7 +71,9 @@ def main(argv: list[str]) -> None:
     if bool(arguments.history) == (arguments.user is not None):
         raise EnsuiteError("give either --history ID ... or --user ID")
     if arguments.times and len(arguments.times) != len(arguments.history):
-        raise EnsuiteError(f"{len(arguments.times)} --times for {len(arguments.history)} items of --history: one for each")
+        raise EnsuiteError(
+            f"{len(arguments.times)} --times for {len(arguments.history)} items of --history: one for each"
+        )
     run = load_run(arguments.run)
     recommender = Recommender.of(run)
     history = _history(arguments, run)
@@ -76,7 +83,9 @@ def main(argv: list[str]) -> None:
     )
     _warn(answer, len(history))
     if arguments.json:
-        sys.stdout.write(json.dumps({"run": str(arguments.run), **answer.to_dict()}, indent=2, default=str) + "\n")
+        sys.stdout.write(
+            json.dumps({"run": str(arguments.run), **answer.to_dict()}, indent=2, default=str) + "\n"
+        )
     else:
         _show(recommender, history, answer, str(arguments.run))
 
@@ -92,7 +101,10 @@ def _history(arguments: Arguments, run: Any) -> list[Any]:
 
 
 def _warn(answer: Recommendations, length: int) -> None:
-    for unknown, what in ((answer.unknown, f"of the {length} items of the history"), (answer.unknown_candidates, "of the candidates")):
+    for unknown, what in (
+        (answer.unknown, f"of the {length} items of the history"),
+        (answer.unknown_candidates, "of the candidates"),
+    ):
         if unknown:
             shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
             sys.stderr.write(f"warning: {len(unknown)} {what} unknown to the model, left out: {shown}\n")

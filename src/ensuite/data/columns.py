@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ensuite.data.options import PrepareConfig
 from ensuite.errors import EnsuiteError, did_you_mean
 
-GUESSES: dict[str, tuple[str, ...]] = {
+GUESSES: dict[str, str] = {
     "user": (
-        "userid", "user", "uid", "visitorid", "customerid", "customer", "reviewerid", "memberid", "member", "accountid",
-        "profileid", "playerid", "listenerid", "author", "authorid", "username", "userkey", "useridx", "visitor",
+        "userid user uid visitorid customerid customer reviewerid memberid member accountid "
+        "profileid playerid listenerid author authorid username userkey useridx visitor"
     ),
     "item": (
-        "itemid", "item", "iid", "movieid", "asin", "parentasin", "sku", "productid", "product", "articleid", "videoid",
-        "trackid", "artistid", "songid", "bookid", "isbn", "businessid", "poiid", "venueid", "newsid", "contentid", "appid",
-        "gameid", "gmapid", "playlistid", "recipeid", "hotelid", "goodsid", "adid", "docid", "itemkey", "itemidx", "movie",
+        "itemid item iid movieid asin parentasin sku productid product articleid videoid trackid "
+        "artistid songid bookid isbn businessid poiid venueid newsid contentid appid gameid "
+        "gmapid playlistid recipeid hotelid goodsid adid docid itemkey itemidx movie"
     ),
     "time": (
-        "timestamp", "ts", "time", "datetime", "date", "timestampms", "timems", "eventtime", "eventtimestamp", "createdat",
-        "unixreviewtime", "unixtimestamp", "reviewdate", "tdat", "eventdate", "when", "at", "unixtime", "playedat", "day",
+        "timestamp ts time datetime date timestampms timems eventtime eventtimestamp createdat "
+        "unixreviewtime unixtimestamp reviewdate tdat eventdate when at unixtime playedat day"
     ),
-    "rating": ("rating", "ratings", "stars", "overall", "score", "value", "reviewrating"),
-    "kind": ("kind", "event", "eventtype", "eventname", "action", "actiontype", "behavior", "behaviour", "behaviortype", "type"),
-    "session": ("sessionid", "session", "basketid", "basket", "orderid"),
-    "order": ("position", "pos", "seq", "sequence", "order", "step", "index"),
-    "title": ("title", "name", "itemtitle", "itemname", "movietitle", "productname", "producttitle", "productdisplayname"),
-}  # fmt: skip
+    "rating": "rating ratings stars overall score value reviewrating",
+    "kind": "kind event eventtype eventname action actiontype behavior behaviour behaviortype type",
+    "session": "sessionid session basketid basket orderid",
+    "order": "position pos seq sequence order step index",
+    "title": "title name itemtitle itemname movietitle productname producttitle productdisplayname",
+}
+"""Column names, without case and punctuation, by which a role is guessed; the first that is there wins."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Role:
 
     role: str
     column: str
-    how: str  # "given", or "guessed"
+    how: str  # "given", "guessed", or "known" of a public dataset
 
 
 def plain(name: str) -> str:
@@ -52,7 +53,7 @@ def plain(name: str) -> str:
 def guess(role: str, names: Sequence[str]) -> str | None:
     """Return the column that looks most like ``role``, or None."""
     by_plain = {plain(name): name for name in reversed(names)}
-    return next((by_plain[known] for known in GUESSES[role] if known in by_plain), None)
+    return next((by_plain[known] for known in GUESSES[role].split() if known in by_plain), None)
 
 
 def require(where: str, flag: str, name: str, names: Sequence[str]) -> str:
@@ -66,17 +67,21 @@ def require(where: str, flag: str, name: str, names: Sequence[str]) -> str:
     return name
 
 
-def assign_roles(where: str, names: Sequence[str], config: PrepareConfig) -> list[Role]:
+def assign_roles(
+    where: str, names: Sequence[str], config: PrepareConfig, known: Collection[str] = ()
+) -> list[Role]:
     """Say which column plays which role; user and item are necessary.
 
-    Without a user column a session column stands for it. An order column is guessed only where there is no
-    time.
+    Those in ``known`` are said by a public dataset. Without a user column a session column stands for it. An
+    order column is guessed only where there is no time.
     """
     roles: dict[str, Role] = {}
     for role in ("user", "item", "time", "order", "rating", "kind", "session"):
         given = getattr(config, role)
         if given is not None:
-            roles[role] = Role(role, require(where, role, given, names), "given")
+            roles[role] = Role(
+                role, require(where, role, given, names), "known" if role in known else "given"
+            )
     for role in ("user", "item", "time", "rating", "kind", "session"):
         taken = {r.column for r in roles.values()} | set(config.keep)
         found = guess(role, [name for name in names if name not in taken])

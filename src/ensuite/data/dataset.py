@@ -1,15 +1,12 @@
 """The dataset folder: events of every user in order, stored ragged, opened memory-mapped.
 
     DIR/
-      card.json            what the numbers mean: source, filters, order, ties, split, checksums, format
-      version
-      offsets.npy          [U + 1] int64   events of user u are rows offsets[u]:offsets[u + 1] of every event
-      column
+      card.json            what the numbers mean: source, filters, order, ties, split, checksums
+      offsets.npy          [U + 1] int64   events of user u are rows offsets[u]:offsets[u + 1] of each column
       item_idx.npy         [E]     int32   1..V; 0 never occurs (it is padding in batches)
       time.npy             [E]     int64   in the card's `time_unit`; absent when the log holds an order only
-      columns/NAME.npy     [E]             optional event columns (kind, rating, session, any context); of a
-      text column
-                                           the codes, and columns/NAME.labels.parquet the texts they stand for
+      columns/NAME.npy     [E]             optional columns (kind, rating, session, any context); of text
+                                           the codes, and in columns/NAME.labels.parquet what they stand for
       train_end.npy, valid_end.npy, test_end.npy    [U] int64   the split, see `Split`
       items.parquet        [V]     `item_id` (row i is item_idx i + 1) and the columns of the item table
       users.parquet        [U]     `user_id` and the columns of the user table
@@ -34,6 +31,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from ensuite.data.integrity import card_checksum, check_files, remember, sha256, size_and_time
 from ensuite.errors import EnsuiteError, did_you_mean
 
 FORMAT_VERSION = 1
@@ -134,7 +132,7 @@ class Dataset:
         """
         path = Path(path)
         card = _read_card(path)
-        _check_files(path, card["files"], verify)
+        check_files(path, card["files"], verify)
         return cls(path, card)
 
     @property
@@ -220,8 +218,10 @@ class Dataset:
         return np.load(path, mmap_mode="r")
 
     def __repr__(self) -> str:
-        return f"Dataset({str(self.path)!r}: {self.n_users:,} users, {self.n_items:,} items, "
+        return (
+            f"Dataset({str(self.path)!r}: {self.n_users:,} users, {self.n_items:,} items, "
             f"{self.n_events:,} events)"
+        )
 
 
 def write_dataset(
@@ -277,7 +277,7 @@ def write_dataset(
             texts.alias("label").to_frame().write_parquet(aside / "columns" / f"{name}.labels.parquet")
         names = sorted(file.relative_to(aside).as_posix() for file in aside.rglob("*") if file.is_file())
         files = {
-            name: {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)} for name in names
+            name: {"bytes": (aside / name).stat().st_size, "sha256": sha256(aside / name)} for name in names
         }
         full = dict(card) | {
             "format_version": FORMAT_VERSION,
@@ -289,9 +289,9 @@ def write_dataset(
             "files": files,
         }
         full = json.loads(json.dumps(full, default=str))
-        full["checksum"] = _card_checksum(full)
+        full["checksum"] = card_checksum(full)
         (aside / "card.json").write_text(json.dumps(full, indent=2) + "\n")
-        _remember(out, {name: _size_and_time(aside / name) for name in names})
+        remember(out, {name: size_and_time(aside / name) for name in names})
         _move_into_place(aside, out)
     except (OSError, pl.exceptions.PolarsError) as error:
         why = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -355,7 +355,7 @@ def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads((path / "card.json").read_text())
         version = card["format_version"]
-        whole = version != FORMAT_VERSION or card["checksum"] == _card_checksum(card)
+        whole = version != FORMAT_VERSION or card["checksum"] == card_checksum(card)
     except FileNotFoundError:
         raise EnsuiteError(f"{path}: no dataset: card.json is missing") from None
     except (ValueError, KeyError, TypeError):
@@ -367,70 +367,6 @@ def _read_card(path: Path) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise EnsuiteError(
             f"{path}: dataset format {version}, this version of ensuite reads {FORMAT_VERSION}; prepare "
-                "the dataset again"
+            "the dataset again"
         )
     return card
-
-
-def _check_files(path: Path, files: Mapping[str, Mapping[str, Any]], verify: bool) -> None:
-    """Refuse a folder with a missing, truncated or edited file.
-
-    Hashing is linear in the data, opening must not be: a stamp (in the user's cache, so that the folder holds
-    data only) remembers size and modification time of every file at the last full check; only what has
-    changed since is hashed.
-    """
-    seen: dict[str, list[int]] = {}
-    for name, want in files.items():
-        try:
-            seen[name] = _size_and_time(path / name)
-        except FileNotFoundError:
-            raise EnsuiteError(f"{path / name}: missing; prepare the dataset again") from None
-        if seen[name][0] != want["bytes"]:
-            raise EnsuiteError(
-                f"{path / name}: truncated or edited: {seen[name][0]:,} bytes, {want['bytes']:,} were "
-                    "written; "
-                "prepare the dataset again"
-            )
-    try:
-        known = {} if verify else json.loads(_stamp(path).read_text())
-    except (OSError, ValueError):
-        known = {}
-    if known == seen:
-        return
-    for name, want in files.items():
-        if known.get(name) != seen[name] and _sha256(path / name) != want["sha256"]:
-            raise EnsuiteError(
-                f"{path / name}: edited since it was written (checksum differs); prepare the dataset again"
-            )
-    _remember(path, seen)
-
-
-def _size_and_time(file: Path) -> list[int]:
-    stat = file.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-
-
-def _stamp(path: Path) -> Path:
-    cache = Path(os.environ.get("ENSUITE_CACHE") or Path.home() / ".cache" / "ensuite")
-    return cache / "verified" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.json"
-
-
-def _remember(path: Path, seen: Mapping[str, list[int]]) -> None:
-    try:
-        stamp = _stamp(path)
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        aside = stamp.with_suffix(f".{uuid.uuid4().hex[:8]}")
-        aside.write_text(json.dumps(seen))
-        os.replace(aside, stamp)
-    except (OSError, RuntimeError):
-        pass  # without a cache the folder is hashed at every opening
-
-
-def _card_checksum(card: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in card.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

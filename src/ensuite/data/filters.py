@@ -3,13 +3,16 @@ by one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import polars as pl
 
+from ensuite.data.options import PrepareConfig
 from ensuite.data.order import Ordered, tied
 from ensuite.data.tables import Step
+from ensuite.data.times import parse_bound
+from ensuite.errors import EnsuiteError
 
 
 def duplicates(events: Ordered, extra: Callable[[np.ndarray], pl.DataFrame] | None = None) -> np.ndarray:
@@ -84,3 +87,61 @@ class Steps:
         kept = int(np.count_nonzero(keep))
         self.done.append(Step(name, len(events), kept, why))
         return events if kept == len(events) else events.take(keep)
+
+
+def apply_filters(
+    events: Ordered, columns: Mapping[str, pl.Series], unit: str | None, config: PrepareConfig, steps: Steps
+) -> tuple[Ordered, dict[str, int]]:
+    """Apply the filters on time and neighbours, in the order that the documentation gives.
+
+    Returns the events left, and how many were duplicates and repeats, dropped or not.
+    """
+    for flag, value in (("since", config.since), ("until", config.until)):
+        if value is None:
+            continue
+        if events.time is None or unit is None:
+            raise EnsuiteError(
+                f"--{flag} needs times, and this log holds an order only; name the column with --time"
+            )
+        bound = parse_bound(value, unit, flag)
+        keep = events.time >= bound if flag == "since" else events.time < bound
+        events = steps.apply(
+            events,
+            keep,
+            f"{flag} {value}",
+            f"events {'before' if flag == 'since' else 'at or after'} {value}",
+        )
+
+    def extra(rows: np.ndarray) -> pl.DataFrame:
+        return pl.DataFrame({f"x.{name}": column.gather(rows) for name, column in columns.items()})
+
+    same = duplicates(events, extra if columns else None)
+    counts = {"duplicates": int(np.count_nonzero(same))}
+    if config.drop_duplicates:
+        events = steps.apply(
+            events, ~same, "duplicates", "events equal to an earlier one in user, item, time and kept columns"
+        )
+    again = repeats(events.user, events.item)
+    counts["repeats"] = int(np.count_nonzero(again))
+    if config.drop_repeats:
+        events = steps.apply(
+            events, ~again, "consecutive repeats", "events with the same item as the user's event before"
+        )
+    if config.min_user > 1 or config.min_item > 1:
+        keep, rounds = frequent(
+            events.user, events.item, config.min_user, config.min_item, one_pass=config.one_pass
+        )
+        how = "one pass" if config.one_pass else f"fixed point after {rounds} rounds"
+        wanted = f"users >= {config.min_user}, items >= {config.min_item}"
+        events = steps.apply(events, keep, wanted, f"events of users or items with fewer ({how})")
+    if config.last:
+        keep = last_events(events.user, config.last)
+        events = steps.apply(
+            events, keep, f"last {config.last}", f"all but the last {config.last} events of each user"
+        )
+    return events, counts
+
+
+def nothing_left(name: str, steps: Steps) -> EnsuiteError:
+    said = "; ".join(f"{s.name}: {s.before:,} to {s.after:,} events" for s in steps.done)
+    return EnsuiteError(f"{name}: the filters leave no event ({said}); loosen them")

@@ -59,9 +59,13 @@ def audit_arrays(
     kind = card["split"]["kind"]
     if kind == "leave-one-out":
         _refuse(
-            (split.valid_end - split.train_end > 1) | (split.test_end - split.valid_end > 1) | (split.test_end != lengths),
-            name, "more than one event held out of a phase, or events after the test", split,
-        )  # fmt: skip
+            (split.valid_end - split.train_end > 1)
+            | (split.test_end - split.valid_end > 1)
+            | (split.test_end != lengths),
+            name,
+            "more than one event held out of a phase, or events after the test",
+            split,
+        )
     elif kind == "unseen-users":
         _refuse(
             (split.test_end > split.train_end) & (split.train_end > 0),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,20 +15,21 @@ import polars as pl
 
 from ensuite import __version__
 from ensuite.config import config_dict
-from ensuite.data.builtin import PUBLIC, read_public
+from ensuite.data.builtin import read_public
+from ensuite.data.catalogue import PUBLIC
 from ensuite.data.columns import Role, assign_roles
 from ensuite.data.dataset import Dataset, write_dataset
-from ensuite.data.filters import Steps, duplicates, frequent, last_events, repeats
-from ensuite.data.ids import compact, encode
+from ensuite.data.filters import Steps, apply_filters, nothing_left
+from ensuite.data.ids import compact
 from ensuite.data.leakage import audit_arrays
+from ensuite.data.numbering import number
 from ensuite.data.options import PrepareConfig
-from ensuite.data.order import Ordered, sort_order, tied
-from ensuite.data.readers import Log, read_files
+from ensuite.data.order import tied
+from ensuite.data.readers import Log, file_hashes, read_files
 from ensuite.data.report import build_report
 from ensuite.data.side import event_columns, side_table
 from ensuite.data.split import build_split
-from ensuite.data.tables import Collected, collect
-from ensuite.data.times import parse_bound, to_ticks
+from ensuite.data.tables import collect
 from ensuite.errors import EnsuiteError
 
 __all__ = ["PrepareConfig", "Progress", "prepare"]
@@ -87,7 +87,7 @@ def prepare(
     if log.defaults:
         config = _with_defaults(config, log.defaults)
     names = log.frame.collect_schema().names()
-    roles = assign_roles(log.name, names, config)
+    roles = assign_roles(log.name, names, config, log.defaults)
     if progress is not None:
         sample = (
             log.frame.select(*dict.fromkeys(r.column for r in roles)).head(3).collect("polars").to_native()
@@ -96,13 +96,13 @@ def prepare(
     collected = collect(log, roles, config)
     notes = [*log.notes, *collected.notes]
     say(Progress("ordering"))
-    numbered = _number(log, roles, collected, config)
+    numbered = number(log, roles, collected, config)
     steps = Steps(collected.steps)
     del collected
     say(Progress("filtering"))
-    events, counts = _filter(numbered, config, steps)
+    events, counts = apply_filters(numbered.events, numbered.columns, numbered.unit, config, steps)
     if not len(events):
-        raise _nothing_left(log.name, steps)
+        raise nothing_left(log.name, steps)
 
     say(Progress("splitting"))
     user, users_left = compact(events.user, len(numbered.user_ids))
@@ -117,7 +117,13 @@ def prepare(
     kept = event_columns(numbered.columns, events.row)
     card = {
         "ensuite_version": __version__,
-        "source": numbered.origin | {"columns": {r.role: {"column": r.column, "how": r.how} for r in roles}},
+        "source": numbered.origin
+        | {"columns": {r.role: {"column": r.column, "how": r.how} for r in roles}}
+        | {
+            "tables": [
+                entry for path in (config.items, config.users) if path for entry in file_hashes([path])
+            ]
+        },
         "time_unit": unit,
         "prepare": _settings(config),
         "order": _say_order(config, roles),
@@ -173,105 +179,10 @@ def open_source(source: Any, config: PrepareConfig) -> Log:
     except TypeError:
         raise EnsuiteError(
             f"a {type(source).__name__} is no log: give a path, the name of a public dataset, or a "
-            "pandas, Polars, PyArrow, DuckDB or "
-            "PySpark table"
+            "pandas, Polars, PyArrow, DuckDB or PySpark table"
         ) from None
     lazy = frame.lazy("polars") if isinstance(frame, nw.DataFrame) else frame
     return Log(lazy, "table")
-
-
-@dataclass(frozen=True)
-class _Numbered:
-    """The log as dense codes, in order."""
-
-    events: Ordered
-    user_ids: pl.Series
-    item_ids: pl.Series
-    unit: str | None
-    columns: dict[str, pl.Series]
-    """Optional event columns, in the order of the source: `events.row` says where each event is in them."""
-    origin: dict[str, Any]
-    n_read: int
-    notes: tuple[str, ...]
-
-
-def _number(log: Log, roles: Sequence[Role], collected: Collected, config: PrepareConfig) -> _Numbered:
-    """Parse times, number users and items, sort. Columns are let go of one by one: memory is what limits a
-    large log."""
-    columns = collected.columns
-    if not len(columns["user"]):
-        raise _nothing_left(log.name, Steps(collected.steps))
-    n_read = collected.steps[0].before if collected.steps else len(columns["user"])
-    ticks = unit = None
-    notes: tuple[str, ...] = ()
-    if "time" in columns:
-        column = next(r.column for r in roles if r.role == "time")
-        ticks, unit, said = to_ticks(columns.pop("time"), column, collected.at, config.time_unit)
-        notes = (f"{column}: {said}",)
-    order = _order_column(columns.pop("order", None), collected.at)
-    user, user_ids = encode(columns.pop("user"))
-    item, item_ids = encode(columns.pop("item"))
-    origin: dict[str, Any] = {"name": log.name, "format": log.format}
-    if log.files:
-        origin["files"] = log.fingerprint()
-    else:
-        origin["content"] = _hash_events([user_ids, item_ids], [user, item, ticks, order], columns)
-    by = sort_order(user, ticks, order, config.seed if config.ties == "shuffle" else None)
-    row = None if not columns else np.arange(len(user)) if by is None else by
-    if by is not None:
-        user, item, ticks = user[by], item[by], None if ticks is None else ticks[by]
-    return _Numbered(
-        Ordered(user, item, ticks, row), user_ids, item_ids, unit, columns, origin, n_read, notes
-    )
-
-
-def _filter(numbered: _Numbered, config: PrepareConfig, steps: Steps) -> tuple[Ordered, dict[str, int]]:
-    """Apply the filters on time and neighbours, in the order that the documentation gives."""
-    events, unit, columns = numbered.events, numbered.unit, numbered.columns
-    for flag, value in (("since", config.since), ("until", config.until)):
-        if value is None:
-            continue
-        if events.time is None or unit is None:
-            raise EnsuiteError(
-                f"--{flag} needs times, and this log holds an order only; name the column with --time"
-            )
-        bound = parse_bound(value, unit, flag)
-        keep = events.time >= bound if flag == "since" else events.time < bound
-        events = steps.apply(
-            events,
-            keep,
-            f"{flag} {value}",
-            f"events {'before' if flag == 'since' else 'at or after'} {value}",
-        )
-
-    def extra(rows: np.ndarray) -> pl.DataFrame:
-        return pl.DataFrame({f"x.{name}": column.gather(rows) for name, column in columns.items()})
-
-    same = duplicates(events, extra if columns else None)
-    counts = {"duplicates": int(np.count_nonzero(same))}
-    if config.drop_duplicates:
-        events = steps.apply(
-            events, ~same, "duplicates", "events equal to an earlier one in user, item, time and kept columns"
-        )
-    again = repeats(events.user, events.item)
-    counts["repeats"] = int(np.count_nonzero(again))
-    if config.drop_repeats:
-        events = steps.apply(
-            events, ~again, "consecutive repeats", "events with the same item as the user's event before"
-        )
-    if config.min_user > 1 or config.min_item > 1:
-        keep, rounds = frequent(
-            events.user, events.item, config.min_user, config.min_item, one_pass=config.one_pass
-        )
-        how = "one pass" if config.one_pass else f"fixed point after {rounds} rounds"
-        wanted = f"users >= {config.min_user}, items >= {config.min_item}"
-        events = steps.apply(events, keep, wanted, f"events of users or items with fewer ({how})")
-    if config.last:
-        keep = last_events(events.user, config.last)
-        events = steps.apply(
-            events, keep, f"last {config.last}", f"all but the last {config.last} events of each user"
-        )
-    return events, counts
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -289,39 +200,6 @@ def _with_defaults(config: PrepareConfig, defaults: Mapping[str, Any]) -> Prepar
     plain = PrepareConfig()
     values = config_dict(config)
     return PrepareConfig(**(values | {k: v for k, v in defaults.items() if values[k] == getattr(plain, k)}))
-
-
-def _order_column(column: pl.Series | None, at: Callable[[int], str]) -> np.ndarray | None:
-    if column is None:
-        return None
-    if not column.dtype.is_integer() or column.null_count():
-        row = int(column.is_null().arg_true()[0]) if column.null_count() else 0
-        raise EnsuiteError(
-            f"{at(row)}: the order column holds {column[row]!r} ({column.dtype}): whole numbers are "
-            "needed; name another with --order"
-        )
-    return column.cast(pl.Int64).to_numpy()
-
-
-def _nothing_left(name: str, steps: Steps) -> EnsuiteError:
-    said = "; ".join(f"{s.name}: {s.before:,} to {s.after:,} events" for s in steps.done)
-    return EnsuiteError(f"{name}: the filters leave no event ({said}); loosen them")
-
-
-def _hash_events(
-    ids: Sequence[pl.Series], codes: Sequence[np.ndarray | None], columns: Mapping[str, pl.Series]
-) -> str:
-    """One hash of a table's content, the same whatever engine held it: what a file's hash is for files."""
-    kept = event_columns(columns, None)
-    names = sorted(kept)
-    digest = hashlib.sha256(" ".join(names).encode())
-    for texts in (*ids, *(kept[name].labels for name in names)):
-        if texts is not None:
-            digest.update("\0".join(texts.cast(pl.String)).encode())
-    for values in (*codes, *(kept[name].values for name in names)):
-        if values is not None:
-            digest.update(np.ascontiguousarray(values).data)
-    return digest.hexdigest()
 
 
 def _settings(config: PrepareConfig) -> dict[str, Any]:

@@ -66,8 +66,10 @@ def _phases(
     zero = np.zeros(len(starts), np.int64)
     phases = {}
     for name, begin, end in (
-        ("train", zero, split.train_end), ("valid", split.train_end, split.valid_end), ("test", split.valid_end, split.test_end),
-    ):  # fmt: skip
+        ("train", zero, split.train_end),
+        ("valid", split.train_end, split.valid_end),
+        ("test", split.valid_end, split.test_end),
+    ):
         mark = np.zeros(len(item_idx) + 1, np.int8)  # +1 where a phase begins, -1 where it ends
         some = end > begin
         np.add.at(mark, (starts + begin)[some], 1)
@@ -175,9 +177,16 @@ def _phase_table(report: dict[str, Any], card: dict[str, Any]) -> Table:
     split = card["split"]
     cuts = f", cuts {' and '.join(split['cuts_utc'])}" if "cuts_utc" in split else ""
     table = Table(
-        "phase", "events", "users", "items", "cold users", "cold items", "events with them",
-        title=f"Split: {split['kind']}{cuts}, targets: {split['targets']}", title_justify="left",
-    )  # fmt: skip
+        "phase",
+        "events",
+        "users",
+        "items",
+        "cold users",
+        "cold items",
+        "events with them",
+        title=f"Split: {split['kind']}{cuts}, targets: {split['targets']}",
+        title_justify="left",
+    )
     for name, phase in report["phases"].items():
         rest = [
             f"{phase[k]:,}" if k in phase else ""

@@ -13,8 +13,10 @@ from ensuite.errors import EnsuiteError
 TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # Unix times from 1973 to 2286 in each unit; the ranges do not meet, so that one value shows its unit.
 RANGES = {"s": (10**8, 10**10), "ms": (10**11, 10**13), "us": (10**14, 10**16), "ns": (10**17, 10**19)}
-REMEDY = "times are integers (s, ms, us or ns since 1970), ISO 8601 text such as "
+REMEDY = (
+    "times are integers (s, ms, us or ns since 1970), ISO 8601 text such as "
     "2024-05-17T08:30:00Z, or datetimes"
+)
 
 Where = Callable[[int], str]
 """Names the file and row of an event, given its place in the column."""
@@ -61,7 +63,7 @@ def _no_nulls(parsed: pl.Series, source: pl.Series, column: str, where: Where) -
         row = int(parsed.is_null().arg_true()[0])
         raise EnsuiteError(
             f"{where(row)}: column '{column}' (time): {source[row]!r} is no time "
-                f"({parsed.null_count():,} such rows); "
+            f"({parsed.null_count():,} such rows); "
             f"{REMEDY}; mend or remove the row"
         )
 
@@ -97,7 +99,7 @@ def _from_float(times: pl.Series, column: str, where: Where, unit: str | None) -
         row = int(bad.argmax())
         raise EnsuiteError(
             f"{where(row)}: column '{column}' (time): {values[row]} is no time; {REMEDY}; mend or remove "
-                "the row"
+            "the row"
         )
     if not np.any(values % 1):
         ticks, unit, said = _from_integer(values.astype(np.int64), column, where, unit)
@@ -133,7 +135,7 @@ def _from_integer(
     if low < 0:
         raise EnsuiteError(
             f"{where(int(ticks.argmin()))}: column '{column}' (time): {low} is negative; {REMEDY}; mend "
-                "or remove the row, "
+            "or remove the row, "
             "or give --time-unit"
         )
     if found is None:
@@ -145,7 +147,7 @@ def _from_integer(
             )
         raise EnsuiteError(
             f"{where(int(ticks.argmax()))}: column '{column}' (time): {high} fits no unit; {REMEDY}; or "
-                "give --time-unit"
+            "give --time-unit"
         )
     if low >= RANGES[found][0]:
         return (
@@ -158,7 +160,7 @@ def _from_integer(
     what = f"looks like {other}, others" if other else "is before 1973 or no date, others"
     raise EnsuiteError(
         f"{where(odd)}: column '{column}' (time): {int(ticks[odd])} {what} (as {high}) like {found}: "
-            "mixed units; "
+        "mixed units; "
         f"convert them to one unit, or give --time-unit if all are in the same"
     )
 

@@ -1,4 +1,5 @@
-"""What the counted baselines share: counts of items, and sparse tables that are saved like any other model's weights."""
+"""What the counted baselines share: counts of items, and sparse tables that are saved like any other model's
+weights."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def popularity_shares(counts: Tensor) -> Tensor:
 
 
 class SparseModel(FittedModel):
-    """A baseline whose scores are ``x @ table``: x [B, V + 1] weighs the items of a history, the table is sparse.
+    """A baseline whose scores are ``x @ table``: x [B, V + 1] weighs the items of a history, the table is
+    sparse.
 
     The table lives in three buffers (its CSR arrays); a row holds what one item says about all others.
     """

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 
 class HSTUCache:
-    """The state of B users to which events are appended one by one; each costs one position, not a whole history.
+    """The state of B users to which events are appended one by one; each costs one position, not a history.
 
-    What the newest event is asked depends on the time of the request, so it is read anew by each `encode` and becomes part of
-    the cache when the next event, whose time is the time it was asked for, is appended. A user who has max_length events
-    loses the oldest with the next one, which moves all positions: the window is then read again.
+    The output at the newest event depends on the time of the request: it is read anew by each `encode`, and
+    becomes part of the cache when the next event is appended, whose time is the one it was asked for at. A
+    user who has max_length events loses the oldest with the next one, which moves all positions: the window
+    is then read again.
 
     Parameters
     ----------
@@ -42,17 +43,17 @@ class HSTUCache:
         self.history = history.last(model.max_length)
         times, queries = model.query_times(self.history)
         x = model.embed(self.history)
-        self.layers = LayerCache(model.blocks, x, self.history.lengths - 1, times, queries, capacity=model.max_length)
+        self.layers = LayerCache(model.stack, x, self.history.lengths - 1, times, queries, model.max_length)
 
     @torch.no_grad()
     def encode(self, request_times: Tensor | None = None) -> Tensor:
-        """Return the users' vectors, [B, D], for requests at ``request_times`` [B] int64 (read in time_mode request)."""
+        """Return the users' vectors [B, D]; in time_mode request, for requests at ``request_times`` [B]."""
         output, _ = self._newest(request_times)
         return similar(output[:, 0], self.model.config.similarity)
 
     @torch.no_grad()
     def append(self, items: Tensor, times: Tensor | None = None) -> None:
-        """Add one event to each user: ``items`` [B] int64, ``times`` [B] int64 (needed with the time bias)."""
+        """Add one event to each user: ``items`` [B] int64, and with the time bias ``times`` [B] int64."""
         full = self.history.lengths >= self.model.max_length
         settled = None if bool(full.any()) else self._newest(times)[1]
         old = self.history

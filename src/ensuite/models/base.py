@@ -101,9 +101,13 @@ class Retriever(Model):
         """Return the mean of the objective over all positions with a target: a scalar."""
         if self.objective is None:
             raise RuntimeError("this model was built to score only: no objective was given")
-        output = self(batch.history)  # [B, L, D]
         row, position = batch.targets.nonzero(as_tuple=True)  # [T], [T]
-        return self.objective(output[row, position], batch.targets[row, position], self.item_vectors, row)
+        targets = batch.targets[row, position]
+        if len(row) == len(batch.targets) and bool((position == batch.history.lengths - 1).all()):
+            output = self.encode(batch.history)  # only the last position is asked for: [B, D]
+        else:
+            output = self(batch.history)[row, position]  # [T, D]
+        return self.objective(output, targets, self.item_vectors, row)
 
     def catalogue(self) -> Tensor:
         return self.item_vectors()

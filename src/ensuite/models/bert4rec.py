@@ -1,15 +1,17 @@
-"""BERT4Rec: Bidirectional Encoder Representations from Transformer (Sun et al., CIKM 2019, https://arxiv.org/abs/1904.06690).
+"""BERT4Rec (Sun et al., CIKM 2019, https://arxiv.org/abs/1904.06690).
 
-A Transformer that sees both sides predicts masked items (cloze); the next item is asked for by a mask after the last event.
+"Sequential Recommendation with Bidirectional Encoder Representations from Transformer": a Transformer that
+sees both sides predicts masked items (cloze); the next item is asked for by a mask after the last event.
 Official code: https://github.com/FeiSun/BERT4Rec. Replicability study: Petrov & Macdonald, RecSys 2022,
-https://arxiv.org/abs/2207.07483, which found that the training must be far longer than most implementations make it.
+https://arxiv.org/abs/2207.07483: training must be far longer than most implementations make it.
 
 What differs from the released code:
-- Masks are drawn anew in each epoch (`SamplesConfig`: ``mask_probability``, ``last_only``), where the release writes ten masked
-  copies of each window to disk and, for each window, one with only its last item masked.
+- Masks are drawn anew in each epoch (`SamplesConfig`: ``mask_probability``, ``last_only``); the release
+  writes ten masked copies of each window to disk and, for each window, one with only its last item masked.
 - The validation item is never in the training sequence; there it is.
-- The softmax is over the items, where the release has [pad], [MASK] and [NO_USE] among its classes; [NO_USE], which never
-  occurs in a sequence, has no row here. The token-type vector, one constant for all positions, is `as_released` only.
+- The softmax is over the items; the release has [pad], [MASK] and [NO_USE] among its classes. [NO_USE], which
+  never occurs in a sequence, has no row here. The token-type vector, the same at all positions, is
+  `as_released` only.
 - The last block is computed at the positions asked for, and no other.
 
 Reproduced: ML-1M, full ranking: Recall@10 .2821, NDCG@10 .1516 (replicability study, Hugging Face encoder).
@@ -71,7 +73,7 @@ class BERT4RecConfig:
         if self.dim < 1 or self.blocks < 1 or self.inner < 0 or self.init_std <= 0:
             raise ValueError("dim, blocks and init_std are positive, inner at least 0")
         if self.max_length < 2:
-            raise ValueError(f"max_length = {self.max_length}: at least 2 is needed, for one event and the mask")
+            raise ValueError(f"max_length = {self.max_length}: at least 2 is needed, an event and the mask")
         if self.heads < 1 or self.dim % self.heads:
             raise ValueError(f"heads = {self.heads} does not divide dim = {self.dim}")
         if not (0 <= self.dropout < 1 and 0 <= self.attention_dropout < 1):
@@ -79,10 +81,10 @@ class BERT4RecConfig:
 
 
 class BERT4Rec(Retriever):
-    """A bidirectional Transformer over items and masks, with a tied item table; row V + 1 of the table is the mask."""
+    """A bidirectional Transformer with a tied item table, whose row V + 1 is the mask."""
 
     Config = BERT4RecConfig
-    samples = ("cloze",)
+    samples = ("cloze",)  # type: ignore[assignment]
     summary = "Bidirectional Transformer that predicts masked items (Sun et al. 2019)"
     causal = False
 
@@ -90,14 +92,16 @@ class BERT4Rec(Retriever):
         super().__init__(config, n_items, objective)
         c = config
         self.items = ItemTable(n_items + 2, c.dim, c.init_std)
-        self.positions = PositionTable(c.max_length, c.dim, "start", c.init_std) if c.position_embedding else None
+        self.positions = None
+        if c.position_embedding:
+            self.positions = PositionTable(c.max_length, c.dim, "start", c.init_std)
         self.token_type = nn.Parameter(torch.randn(c.dim) * c.init_std) if c.as_released else None
         self.norm = nn.LayerNorm(c.dim, EPS) if c.layer_norm else nn.Identity()
         self.dropout = Dropout(c.dropout)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.blocks))
-        self.transform = (
-            nn.Sequential(nn.Linear(c.dim, c.dim), nn.GELU(), nn.LayerNorm(c.dim, EPS)) if c.transform else nn.Identity()
-        )
+        self.transform: nn.Module = nn.Identity()
+        if c.transform:
+            self.transform = nn.Sequential(nn.Linear(c.dim, c.dim), nn.GELU(), nn.LayerNorm(c.dim, EPS))
         self.output_bias = nn.Parameter(torch.zeros(n_items + 1)) if c.output_bias else None
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -121,7 +125,7 @@ class BERT4Rec(Retriever):
         return self._head(x)
 
     def read(self, history: History, index: Tensor) -> Tensor:
-        """Encode the positions ``index`` [B, M] only, which the last block is computed at: [B, M, D or D + 1]."""
+        """Encode only the positions ``index`` [B, M], the last block too: [B, M, D or D + 1]."""
         x, mask = self.embed(history), history.mask
         for block in self.blocks[:-1]:
             x = block(x, x, mask)
@@ -153,7 +157,7 @@ class BERT4Rec(Retriever):
         return self.objective(output, batch.targets.gather(1, index)[real], self.item_vectors, row)
 
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
-        """Return item vectors, each with its output bias as the last number, which meets the 1 in the user's vector."""
+        """Return item vectors, each with its bias at the end, which meets the 1 at the end of a user's."""
         vectors = self.items.weight[: self.n_items + 1] if items is None else self.items(items)
         if self.output_bias is None:
             return vectors
@@ -174,9 +178,9 @@ class Block(nn.Module):
         self.residual = config.residual
         self.attention = SelfAttention(dim, config.heads, config.attention_dropout, causal=False)
         self.attention_norm = nn.LayerNorm(dim, EPS) if config.layer_norm else nn.Identity()
-        self.feed_forward = (
-            nn.Sequential(nn.Linear(dim, inner), nn.GELU(), nn.Linear(inner, dim)) if config.feed_forward else None
-        )
+        self.feed_forward = None
+        if config.feed_forward:
+            self.feed_forward = nn.Sequential(nn.Linear(dim, inner), nn.GELU(), nn.Linear(inner, dim))
         self.feed_forward_norm = nn.LayerNorm(dim, EPS) if config.layer_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
 

@@ -1,27 +1,29 @@
 """HSTU: Hierarchical Sequential Transduction Units (Zhai et al., ICML 2024, https://arxiv.org/abs/2402.17152).
 
-"Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative Recommendations". Attention
-without softmax, SiLU(q·k + bias) / N, with a bias by distance and by time, and a gate in place of the feed-forward layer.
-Official code: https://github.com/meta-recsys/generative-recommenders (its research model is what is reproduced).
+"Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative Recommendations".
+Attention without softmax, SiLU(q·k + bias) / N, with a bias by distance and by time, and a gate in place of
+the feed-forward layer. Official code: https://github.com/meta-recsys/generative-recommenders.
 
-The time bias of a position reads the time at which the *next* item is asked for: known when a request comes, so no leak, but
-an advantage over models without it. ``time_mode: last_event`` gives it up, for a fair comparison.
+The time bias of a position reads the time at which the *next* item is asked for: known when a request comes,
+so no leak, but an advantage over models without it. ``time_mode: last_event`` gives it up: a fair comparison.
 
 What differs from the released code:
-- Position biases are kept for past offsets only; the other half of the released table is never read by a causal model.
-- Events are in the dataset's own stable order; the released preprocessing sorts unstably, which moves test targets.
-- Only real positions are computed on a CPU (`nn/pointwise.py`); N stays the released constant, so the numbers agree.
-- Stochastic length, which the release leaves out, is here: a kept position keeps the target and request time it had.
-- The released loss (128 uniform negatives for each position, temperature 0.05) is ``objective``; recipes/hstu holds it
-  beside the cross-entropy over the catalogue, which is better wherever the catalogue is small.
+- Biases are kept for past offsets only: a causal model never reads the other half of the released table.
+- Events are in the dataset's own stable order; the released preprocessing is unstable, which moves targets.
+- Only real positions are computed on a CPU (`nn/pointwise.py`); N stays the released constant: same numbers.
+- Stochastic length, which the release leaves out, is here: a kept event keeps its target and request time.
+- The default objective is the cross-entropy over the catalogue, better wherever that is small. The released
+  loss, 128 uniform negatives for each position, is in recipes/hstu/ml-1m-as-released.yaml.
 
-Reproduced: ML-1M, full ranking: HR@10 .3097, NDCG@10 .1720 (README); with a stable order .3226 / .1880 (RecTools).
+Reproduced: ML-1M, full ranking: HR@10 .3097, NDCG@10 .1720 (README of the official code), .3226 / .1880 with
+a stable order (RecTools).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,7 @@ from ensuite.nn.dropout import Dropout
 from ensuite.nn.embeddings import ItemTable, PositionTable, Similarity, similar
 from ensuite.nn.hstu import HSTUBlock
 from ensuite.nn.hstu_cache import LayerCache
-from ensuite.nn.pointwise import PointwiseAttention, concatenate, plan_ragged
+from ensuite.nn.pointwise import PointwiseAttention, plan_ragged
 from ensuite.nn.stochastic_length import Selection, choose_events, stochastic_lengths
 from ensuite.nn.time_bias import time_buckets
 from ensuite.objectives import Objective
@@ -59,7 +61,7 @@ class HSTUConfig:
     max_length: int = 200
     """Most recent events that are read, L."""
     dropout: float = 0.2
-    """Share of elements dropped after the embedding and before each output layer; attention weights are never dropped."""
+    """Share of elements dropped after the embedding and before each output layer; never attention weights."""
     positions: bool = True
     """Add learned positions, counted from the oldest event."""
     position_bias: bool = True
@@ -67,11 +69,11 @@ class HSTUConfig:
     time_bias: bool = True
     """Bias attention by the time between them; needs a dataset with times."""
     time_mode: Literal["request", "last_event"] = "request"
-    """Time of the query: when the next item is asked for (released), or that of its own event (no request time)."""
+    """Time of the query: when the next item is asked for (released), or that of its own event."""
     activation: Literal["silu", "softmax"] = "silu"
     """Pointwise attention, or softmax (the paper's ablation)."""
     normalizer: Literal["constant", "length"] = "constant"
-    """Divide the weights by N = max_length + extra_length (released), or by the number of events that a query sees."""
+    """Divide weights by N = max_length + extra_length (released), or by the number of events a query sees."""
     extra_length: int = 11
     """Added to max_length for N, as released: 10 positions of output and one."""
     score_scale: bool = False
@@ -96,8 +98,9 @@ class HSTUConfig:
     """Standard deviation of the initial item vectors."""
 
     def __post_init__(self) -> None:
-        if min(self.dim, self.blocks, self.heads, self.dim_qk, self.dim_v, self.max_length, self.extra_length) < 1:
-            raise ValueError("dim, blocks, heads, dim_qk, dim_v, max_length and extra_length are at least 1")
+        for name in ("dim", "blocks", "heads", "dim_qk", "dim_v", "max_length", "extra_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: at least 1 is needed")
         if self.init_std <= 0:
             raise ValueError(f"init_std = {self.init_std}: above 0 is needed")
         if not 0 <= self.dropout < 1:
@@ -117,7 +120,7 @@ class HSTU(Retriever):
     """A stack of HSTU layers over item vectors, with a tied item table."""
 
     Config = HSTUConfig
-    defaults = {"objective": {"temperature": 0.05}}
+    defaults: ClassVar[Mapping[str, Any]] = {"objective": {"temperature": 0.05}}
     summary = "Pointwise attention with time and position bias (Zhai et al. 2024)"
 
     def __init__(self, config: HSTUConfig, n_items: int, objective: Objective | None = None):
@@ -138,6 +141,11 @@ class HSTU(Retriever):
             c.dim, c.heads, c.dim_qk, c.dim_v, attention, c.dropout, concat_ua=c.concat_ua,
             affine_norm=c.affine_norm, group_norm=c.group_norm, projection_bias=c.projection_bias,
         )  # fmt: skip
+
+    @property
+    def stack(self) -> list[HSTUBlock]:
+        """The layers, lowest first."""
+        return cast(list[HSTUBlock], list(self.blocks))
 
     def needs_times(self) -> bool:
         by_recency = self.config.stochastic_length > 0 and self.config.stochastic_selection == "recency"
@@ -162,7 +170,7 @@ class HSTU(Retriever):
         return self.embed_at(history.items, history.positions)
 
     def embed_at(self, items: Tensor, positions: Tensor) -> Tensor:
-        """Return the input of the first layer for ``items`` [B, L] at ``positions`` [1 or B, L]: [B, L, D]."""
+        """Return the first layer's input for ``items`` [B, L] at ``positions`` [1 or B, L]: [B, L, D]."""
         x = self.items(items) * self.config.dim**0.5
         if self.positions is not None:
             x = x + F.embedding(positions, self.positions.weight)
@@ -174,26 +182,30 @@ class HSTU(Retriever):
         return similar(x, self.config.similarity)
 
     def forward_ragged(self, history: History, blocks: int | None = None) -> Tensor:
-        """Run the first ``blocks`` layers (default: all) on real positions only: [B, L, D], zero at padding."""
-        x, times = self.embed(history), self.query_times(history)  # [B, L, D]
-        (tokens, *token_times), offsets = concatenate([x, *(t for t in times if t is not None)], history.lengths)
-        plan = plan_ragged(offsets, *token_times, heads=self.config.heads)
-        for block in self.blocks[:blocks]:
-            tokens = block.ragged(tokens, plan)  # [T, D]
-        return torch.zeros_like(x).masked_scatter(history.mask[..., None], tokens)
+        """Run the first ``blocks`` layers (None = all) on real positions: [B, L, D], zero at padding."""
+        x, (times, queries) = self.embed(history), self.query_times(history)  # [B, L, D]
+        real = history.mask.flatten().nonzero()[:, 0]  # [T]
+        offsets = F.pad(history.lengths.cumsum(0), (1, 0))
+        if times is not None and queries is not None:
+            times, queries = times.flatten()[real], queries.flatten()[real]
+        plan = plan_ragged(offsets, times, queries, heads=self.config.heads)
+        tokens = x.flatten(0, 1).index_select(0, real)  # [T, D]
+        for block in self.stack[:blocks]:
+            tokens = block.ragged(tokens, plan)
+        return torch.zeros_like(x).flatten(0, 1).index_copy(0, real, tokens).view_as(x)
 
     def forward_dense(self, history: History, blocks: int | None = None) -> Tensor:
-        """Run the first ``blocks`` layers (default: all) on padded sequences: [B, L, D]."""
+        """Run the first ``blocks`` layers (None = all) on padded sequences: [B, L, D]."""
         x, (times, queries) = self.embed(history), self.query_times(history)
         positions = history.positions  # [1, L]
         offsets = positions[:, :, None] - positions[:, None]  # [1, L, L]
         buckets = None if times is None or queries is None else time_buckets(queries, times)  # [B, L, L]
-        for block in self.blocks[:blocks]:
+        for block in self.stack[:blocks]:
             x = block.dense(x, offsets >= 0, offsets, buckets)
         return x
 
     def encode(self, history: History) -> Tensor:
-        """Return the output after the last event, [B, D]; the last layer is computed at that position only."""
+        """Return the output after the last event, [B, D]; the last layer is computed there only."""
         run = self.forward_dense if history.items.is_cuda else self.forward_ragged
         x, lengths = run(history, self.config.blocks - 1), history.lengths  # [B, L, D]
         times, queries = self.query_times(history)
@@ -201,7 +213,7 @@ class HSTU(Retriever):
         newest = x.gather(1, last[..., None].expand(-1, -1, x.shape[-1]))  # [B, 1, D]
         offsets = (last - history.positions)[:, None]  # [B, 1, L]
         buckets = None if times is None or queries is None else time_buckets(queries.gather(1, last), times)
-        block = self.blocks[-1]
+        block = self.stack[-1]
         keys, query = block.project(x), block.project(newest)
         attended = block.attention.dense(query.query, keys.key, keys.value, offsets >= 0, offsets, buckets)
         return similar(block.finish(newest, query.gate, attended)[:, 0], self.config.similarity)
@@ -214,7 +226,8 @@ class HSTU(Retriever):
         return HSTUCache(self, history)
 
     def encode_candidates(self, history: History, candidates: Tensor, micro_batch: int = 0) -> Tensor:
-        """Encode candidates as if each came next (M-FALCON): each sees the history and itself, none sees another.
+        """Encode candidates as if each came next (M-FALCON): each sees the history and itself, none sees
+        another.
 
         Parameters
         ----------
@@ -232,8 +245,8 @@ class HSTU(Retriever):
         """
         history = history.last(self.max_length)
         lengths, (times, queries) = history.lengths, self.query_times(history)
-        cache = LayerCache(self.blocks, self.embed(history), lengths, times, queries)
-        asked = None if times is None else (history.request_times if history.request_times is not None else times)
+        cache = LayerCache(self.stack, self.embed(history), lengths, times, queries)
+        asked = times if times is None or history.request_times is None else history.request_times
         outputs = []
         for items in candidates.split(micro_batch or candidates.shape[1], 1):
             at = lengths[:, None].expand_as(items)  # directly after the history
@@ -244,10 +257,11 @@ class HSTU(Retriever):
     def score_candidates(self, history: History, candidates: Tensor, micro_batch: int = 0) -> Tensor:
         """Return the product of each candidate's output (`encode_candidates`) and its item vector: [B, C].
 
-        The released model has no ranking head, and next-item training does not teach this score: rank with a head that is
-        trained on `encode_candidates`, or retrieve with `scorer`.
+        The released model has no ranking head, and next-item training does not teach this score: rank with a
+        head that is trained on `encode_candidates`, or retrieve with `scorer`.
         """
-        return (self.encode_candidates(history, candidates, micro_batch) * self.item_vectors(candidates)).sum(-1)
+        output = self.encode_candidates(history, candidates, micro_batch)
+        return (output * self.item_vectors(candidates)).sum(-1)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean of the objective over all positions with a target: a scalar."""
@@ -256,7 +270,7 @@ class HSTU(Retriever):
         return super().loss(batch)
 
     def shorten(self, batch: Batch) -> Batch:
-        """Apply stochastic length: keep some events of long histories, each with its own target and request time."""
+        """Apply stochastic length: keep some events of long histories, with targets and request times."""
         c, history = self.config, batch.history
         kept = stochastic_lengths(history.lengths, c.stochastic_longest or c.max_length, c.stochastic_length)
         width = history.items.shape[1]
@@ -265,5 +279,7 @@ class HSTU(Retriever):
         def take(x: Tensor) -> Tensor:
             return x.gather(1, index) * mask
 
-        columns = {name: None if x is None else take(x) for name, x in vars(history).items()}
-        return replace(batch, history=History(**columns), targets=take(batch.targets))
+        times, requests = (None if x is None else take(x) for x in (history.times, history.request_times))
+        return replace(
+            batch, history=History(take(history.items), times, requests), targets=take(batch.targets)
+        )

@@ -1,10 +1,10 @@
-"""Item-to-item nearest neighbours: items that the same users chose, counted once per user, whatever the order.
+"""Item-to-item nearest neighbours: items that the same users chose, counted once per user, whatever the
+order.
 
-Similarities are computed by the `implicit` package (``pip install 'ensuite[knn]'``): the cosine of two items' users; the
-cosine after TF-IDF weights, which trust a user of few items more than one of many; or the dot product of BM25 weights. It is
-needed for fitting only: a fitted model loads and recommends without it. See Deshpande and Karypis, "Item-based top-N
-recommendation algorithms", ACM TOIS 2004.
-"""
+Similarities are computed by the `implicit` package (``pip install 'ensuite[knn]'``): the cosine of two
+items' users; the cosine after TF-IDF weights, which trust a user of few items more than one of many; or the
+dot product of BM25 weights. It is needed for fitting only: a fitted model loads and recommends without it.
+See Deshpande and Karypis, "Item-based top-N recommendation algorithms", ACM TOIS 2004."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class ItemKNNConfig:
     neighbours: int = 100
     """How many most similar items are kept for each item, itself not counted."""
     half_life: float = 0.0
-    """Events after which an item of the history weighs half; 0 = all weigh the same, the order does not matter."""
+    """Events after which an item of the history weighs half; 0 = all weigh the same, the order does not
+    matter."""
     max_length: int = 200
     """How many of the last events of a history are read."""
     bm25_k1: float = 1.2
@@ -49,7 +50,8 @@ class ItemKNNConfig:
 
 
 class ItemKNN(SparseModel):
-    """Score = sum of the similarities to the items of the history. Items similar to none lie below 0, by popularity."""
+    """Score = sum of the similarities to the items of the history. Items similar to none lie below 0, by
+    popularity."""
 
     Config = ItemKNNConfig
     summary = "Item-to-item nearest neighbours: cosine, TF-IDF or BM25 (implicit)"
@@ -85,7 +87,9 @@ class ItemKNN(SparseModel):
         size = self.config.neighbours + 1  # an item is its own nearest neighbour
         if self.config.similarity == "bm25":
             return knn.BM25Recommender(K=size, K1=self.config.bm25_k1, B=self.config.bm25_b)
-        return {"cosine": knn.CosineRecommender, "tfidf": knn.TFIDFRecommender}[self.config.similarity](K=size)
+        return {"cosine": knn.CosineRecommender, "tfidf": knn.TFIDFRecommender}[self.config.similarity](
+            K=size
+        )
 
     def scorer(self, history: History, catalogue: sp.csr_matrix) -> BlockScorer:
         history = history.last(self.max_length)

@@ -1,13 +1,12 @@
 """First-order Markov chain: how often did the item come next after the last one?
 
-Transitions are counted over the training events and smoothed towards popularity, so that an item never followed before still
-has an order among all others:
+Transitions are counted over the training events and smoothed towards popularity, so that an item never
+followed before still has an order among all others:
 
     P(j | i) = (c_ij + a p_j) / (c_i + a)
 
-with c_ij the (weighted) count of j after i, c_i its sum over j, p_j the share of j among all events, a = ``smoothing``.
-The table of counts is sparse: it holds at most one number per event and step.
-"""
+with c_ij the (weighted) count of j after i, c_i its sum over j, p_j the share of j among all events, a =
+``smoothing``. The table of counts is sparse: it holds at most one number per event and step."""
 
 from __future__ import annotations
 
@@ -80,7 +79,8 @@ class Markov(SparseModel):
 
 
 def count_transitions(events: Events, steps: int) -> sp.csr_matrix:
-    """Count which item came within ``steps`` events after which, at distance d with weight 1 / d: [V + 1, V + 1]."""
+    """Count which item came within ``steps`` events after which, at distance d with weight 1 / d: [V + 1, V
+    + 1]."""
     size = events.n_items + 1
     rows = events.rows()
     items = events.item_idx[rows].astype(np.int64)
@@ -89,5 +89,7 @@ def count_transitions(events: Events, steps: int) -> sp.csr_matrix:
     for distance in range(1, steps + 1):
         same = user[distance:] == user[:-distance]
         before, after = items[:-distance][same], items[distance:][same]
-        table = table + sp.csr_matrix((np.full(len(before), 1 / distance), (before, after)), shape=(size, size))
+        table = table + sp.csr_matrix(
+            (np.full(len(before), 1 / distance), (before, after)), shape=(size, size)
+        )
     return table

@@ -1,8 +1,8 @@
 """Popularity: the same items for everybody, those that occur most in the training events.
 
-The row below which no system should fall. Scores are plain counts, so items of equal count are tied: the evaluator counts a
-tie as half a place (``ensuite.evaluate``), the recommender lists tied items in the order of the item table.
-"""
+The row below which no system should fall. Scores are plain counts, so items of equal count are tied: the
+evaluator counts a tie as half a place (``ensuite.evaluate``), the recommender lists tied items in the order
+of the item table."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """Recency: what was there last comes again; below all repeated items, the popular ones.
 
-The strongest simple rule where people return to the same items (listening, groceries, re-orders). Where seen items are
-excluded, as in most papers' protocols, nothing of it is left but the popularity that fills up the list: score with
-``exclude="none"`` to measure it.
-"""
+The strongest simple rule where people return to the same items (listening, groceries, re-orders). Where seen
+items are excluded, as in most papers' protocols, nothing of it is left but the popularity that fills up the
+list: score with ``exclude="none"`` to measure it."""
 
 from __future__ import annotations
 
@@ -30,8 +29,8 @@ class RecencyConfig:
 
 
 class Recency(FittedModel):
-    """Score = ``max_length`` for the last item, one less for each event further back; all other items lie below 1, by
-    popularity. An item that occurs twice counts where it occurred last."""
+    """Score = ``max_length`` for the last item, one less for each event further back; all other items lie
+    below 1, by popularity. An item that occurs twice counts where it occurred last."""
 
     Config = RecencyConfig
     summary = "The user's own last items again, then the most popular"

@@ -50,7 +50,11 @@ class SASRecConfig:
     max_length: int = 50
     """Most recent events that are read, L."""
     dropout: float = 0.2
-    """Share of elements dropped after the embedding, each layer and on the attention weights."""
+    """Share of elements dropped after the embedding and after each layer."""
+    attention_dropout: float | None = None
+    """Share of attention weights dropped; null = dropout."""
+    inner_dropout: float | None = None
+    """Share of elements dropped inside the feed-forward layer; null = dropout."""
     positions: PositionsFrom = "end"
     """Learned positions counted from the newest event (the paper's left padding), from the start, or none."""
     tied: bool = True
@@ -75,8 +79,9 @@ class SASRecConfig:
             raise ValueError("dim, max_length and init_std are positive, blocks and inner at least 0")
         if self.heads < 1 or self.dim % self.heads:
             raise ValueError(f"heads = {self.heads} does not divide dim = {self.dim}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout = {self.dropout}: at least 0 and below 1 is needed")
+        for rate in (self.dropout, self.attention_dropout, self.inner_dropout):
+            if rate is not None and not 0 <= rate < 1:
+                raise ValueError(f"dropout = {rate}: at least 0 and below 1 is needed")
         if self.as_released and (self.norm, self.residual, self.activation) != ("pre", "plain", "relu"):
             raise ValueError("as_released fixes the block: leave norm, residual and activation at their defaults")
 
@@ -138,12 +143,12 @@ class Block(nn.Module):
         dim = config.dim
         self.config = config
         self.attention_norm = nn.LayerNorm(dim, eps=1e-8)
-        self.attention = SelfAttention(
-            dim, config.heads, config.dropout, causal=True, project_output=not config.as_released
-        )
+        on_weights = config.dropout if config.attention_dropout is None else config.attention_dropout
+        inside = config.dropout if config.inner_dropout is None else config.inner_dropout
+        self.attention = SelfAttention(dim, config.heads, on_weights, causal=True, project_output=not config.as_released)
         self.attention_dropout = Dropout(0.0 if config.as_released else config.dropout)
         self.feed_forward_norm = nn.LayerNorm(dim, eps=1e-8)
-        self.feed_forward = FeedForward(dim, config.inner or dim, config.activation, config.dropout)
+        self.feed_forward = FeedForward(dim, config.inner or dim, config.activation, inside, config.dropout)
         gated = config.residual == "gated"
         self.attention_gate = nn.Linear(dim, dim) if gated else None
         self.feed_forward_gate = nn.Linear(dim, dim) if gated else None
@@ -174,13 +179,13 @@ class Block(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers with an activation between them, the same at every position (equation 7)."""
 
-    def __init__(self, dim: int, inner: int, activation: str, dropout: float):
+    def __init__(self, dim: int, inner: int, activation: str, inner_dropout: float, dropout: float):
         super().__init__()
         self.swiglu = activation == "swiglu"
         self.activation = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}[activation]
         self.up = nn.Linear(dim, 2 * inner if self.swiglu else inner, bias=not self.swiglu)
         self.down = nn.Linear(inner, dim, bias=not self.swiglu)
-        self.inner_dropout = Dropout(dropout)
+        self.inner_dropout = Dropout(inner_dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The HSTU layer: one projection, pointwise attention and gating where a Transformer has attention and feed-forward."""
+"""The HSTU layer: projection, pointwise attention and a gate, not attention and feed-forward layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ensuite.nn.pointwise import Plan, PointwiseAttention
 
 
 class Projected(NamedTuple):
-    """What a position gives to the layer: gate [..., H * dv], value [..., H, dv], query and key [..., H, dqk]."""
+    """Gate [..., H * dv], value [..., H, dv], query and key [..., H, dqk] of positions."""
 
     gate: Tensor
     value: Tensor
@@ -22,7 +22,8 @@ class Projected(NamedTuple):
 
 
 class HSTUBlock(nn.Module):
-    """U, V, Q, K = SiLU(W Norm(X)); A = attention(Q, K, V); Y = W'(Norm(A) * U) + X (Zhai et al. 2024, equations 1-3).
+    """U, V, Q, K = SiLU(W Norm(X)); A = attention(Q, K, V); Y = W'(Norm(A) * U) + X (Zhai et al. 2024,
+    equations 1-3).
 
     Parameters
     ----------
@@ -59,18 +60,20 @@ class HSTUBlock(nn.Module):
         self.project_in = nn.Linear(dim, 2 * heads * (dim_qk + dim_v), bias=projection_bias)
         nn.init.normal_(self.project_in.weight, std=0.02)
         width = heads * dim_v
-        self.output_norm = nn.LayerNorm(dim_v if group_norm else width, eps=1e-6, elementwise_affine=affine_norm)
+        self.output_norm = nn.LayerNorm(
+            dim_v if group_norm else width, eps=1e-6, elementwise_affine=affine_norm
+        )
         self.group_norm = group_norm
         self.dropout = Dropout(dropout)
         self.project_out = nn.Linear(3 * width if concat_ua else width, dim)
         nn.init.xavier_uniform_(self.project_out.weight)
 
     def project(self, x: Tensor) -> Projected:
-        """Compute gate, value, query and key of positions [..., D]; they depend on nothing but the position itself."""
+        """Compute gate, value, query and key of positions [..., D], each from itself alone."""
         v, qk = self.heads * self.dim_v, self.heads * self.dim_qk
         gate, value, query, key = F.silu(self.project_in(self.input_norm(x))).split([v, v, qk, qk], -1)
-        heads = (self.heads, -1)
-        return Projected(gate, value.unflatten(-1, heads), query.unflatten(-1, heads), key.unflatten(-1, heads))
+        value, query, key = (part.unflatten(-1, (self.heads, -1)) for part in (value, query, key))
+        return Projected(gate, value, query, key)
 
     def finish(self, x: Tensor, gate: Tensor, attended: Tensor) -> Tensor:
         """Gate what was attended to, [..., H, dv], and add it to the layer's input [..., D]."""
@@ -88,4 +91,5 @@ class HSTUBlock(nn.Module):
     def dense(self, x: Tensor, visible: Tensor, offsets: Tensor, buckets: Tensor | None = None) -> Tensor:
         """Update padded sequences [B, L, D]; see `PointwiseAttention.dense` for the other arguments."""
         p = self.project(x)
-        return self.finish(x, p.gate, self.attention.dense(p.query, p.key, p.value, visible, offsets, buckets))
+        attended = self.attention.dense(p.query, p.key, p.value, visible, offsets, buckets)
+        return self.finish(x, p.gate, attended)

@@ -1,13 +1,12 @@
-"""Keys and values of a history, kept layer by layer: one more event, or many candidates, are then read in one pass each."""
+"""Keys and values of a history in every layer, against which a new event, or many candidates, are read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ensuite.nn.hstu import HSTUBlock
 from ensuite.nn.time_bias import time_buckets
@@ -18,9 +17,10 @@ KeysValues = list[tuple[Tensor, Tensor]]
 class LayerCache:
     """What later positions see of a history, in every layer of a stack.
 
-    With the request's time in the bias, a position's output is final only once the time of the event after it is known. So
-    the cache holds *settled* positions; the newest event is read against them as often as requests come, and written once
-    the next event has come. Queries and outputs of settled positions are read by nobody and are not kept.
+    With the request's time in the bias, a position's output is final only once the time of the event after it
+    is known. So the cache holds *settled* positions; the newest event is read against them as often as
+    requests come, and written once the next event has come. Queries and outputs of settled positions are read
+    by nobody and are not kept.
 
     Parameters
     ----------
@@ -36,14 +36,14 @@ class LayerCache:
 
     def __init__(
         self,
-        blocks: Sequence[nn.Module],
+        blocks: Sequence[HSTUBlock],
         x: Tensor,
         lengths: Tensor,
         times: Tensor | None = None,
         query_times: Tensor | None = None,
         capacity: int = 0,
     ):
-        self.blocks = [cast(HSTUBlock, block) for block in blocks]
+        self.blocks = list(blocks)
         self.lengths = lengths.clone()
         room = max(0, capacity - x.shape[1])
         self.times = None if times is None else F.pad(times, (0, room))  # [B, C]
@@ -55,12 +55,14 @@ class LayerCache:
             p = block.project(x)
             attended = block.attention.dense(p.query, p.key, p.value, offsets >= 0, offsets, buckets)
             x = block.finish(x, p.gate, attended)
-            self.keys_values.append((F.pad(p.key, (0, 0, 0, 0, 0, room)), F.pad(p.value, (0, 0, 0, 0, 0, room))))
+            more = (0, 0, 0, 0, 0, room)
+            self.keys_values.append((F.pad(p.key, more), F.pad(p.value, more)))
 
     def read(
         self, x: Tensor, positions: Tensor, times: Tensor | None = None, query_times: Tensor | None = None
     ) -> tuple[Tensor, KeysValues]:
-        """Run new positions through all layers; each sees the settled ones and itself, none sees another new one.
+        """Run new positions through all layers; each sees the settled ones and itself, none sees another new
+        one.
 
         Parameters
         ----------
@@ -90,7 +92,9 @@ class LayerCache:
         for block, (keys, values) in zip(self.blocks, self.keys_values):
             p = block.project(x)
             keys, values = torch.cat([keys, p.key], 1), torch.cat([values, p.value], 1)
-            x = block.finish(x, p.gate, block.attention.dense(p.query, keys, values, visible, offsets, buckets))
+            x = block.finish(
+                x, p.gate, block.attention.dense(p.query, keys, values, visible, offsets, buckets)
+            )
             own.append((p.key, p.value))
         return x, own
 

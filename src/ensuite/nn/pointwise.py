@@ -1,14 +1,16 @@
-"""Pointwise aggregated attention (HSTU, section 3.2): SiLU(q·k + bias) / N in place of a softmax, with relative biases.
+"""Pointwise aggregated attention (HSTU, section 3.2): SiLU(q·k + bias) / N in place of a softmax, with
+relative biases.
 
-Three computations of the same numbers: `dense`, for any set of queries, keys and masks, the reference that reads as the
-paper; `ragged`, for causal self-attention over concatenated sequences, which computes only pairs of real positions (less
-than half of B x L x L) in pieces that stay in the processor's cache; and one query at a time, by `dense` over a cache.
+Two computations of the same numbers: `dense`, for any set of queries, keys and masks, reads as the paper does
+and is the reference; `ragged`, for causal self-attention over concatenated sequences, computes little more
+than the pairs of real positions that see each other (less than half of B x L x L), in pieces that stay in the
+processor's cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -55,7 +57,7 @@ def plan_ragged(
         Times of keys and of queries in seconds: [T] int64; without them no time buckets are made.
     """
     bounds = offsets.tolist()
-    tokens, starts, lengths = bounds[-1], bounds[:-1], [b - a for a, b in zip(bounds, bounds[1:])]
+    tokens, starts, lengths = bounds[-1], bounds[:-1], [b - a for a, b in pairwise(bounds)]
     if times is not None and request_times is not None:  # a row for padding, of any value
         times, request_times = F.pad(times, (0, 1)), F.pad(request_times, (0, 1))
     pieces, at = [], 0
@@ -65,7 +67,8 @@ def plan_ragged(
             width = max(width, lengths[at + n])
             n += 1
         if width:
-            pieces.append(_piece(starts[at : at + n], lengths[at : at + n], width, offsets, tokens, times, request_times))
+            some = slice(at, at + n)
+            pieces.append(_piece(starts[some], lengths[some], width, offsets, tokens, times, request_times))
         at += n
     return Plan(pieces, tokens, max(lengths, default=0))
 
@@ -89,11 +92,11 @@ def _piece(
 
 
 class _RaggedAttention(torch.autograd.Function):
-    """Causal attention over the pieces of a plan. Scores are kept for the backward pass, weights are computed again."""
+    """Causal attention over the pieces of a plan; backward has the scores and makes the weights again."""
 
     @staticmethod
     def forward(ctx, q, k, v, position, time, plan: Plan, softmax: bool, divisor: float | None):  # type: ignore[no-untyped-def, override]
-        # q, k [T, H, dqk], v [T, H, dv], position [N] or None, time [129] or None; divisor None = number of keys seen
+        # q, k [T, H, dqk], v [T, H, dv], position [N] or None, time [129] or None; divisor None = keys seen
         tokens, heads, dim_v = v.shape
         out = v.new_empty(tokens + 1, heads, dim_v)
         by_offset = None if position is None else _toeplitz(position, plan.longest)  # [W, W]
@@ -123,8 +126,8 @@ class _RaggedAttention(torch.autograd.Function):
         plan, softmax, heads = ctx.plan, ctx.softmax, v.shape[1]
         n_position, n_time = ctx.sizes
         dq, dk, dv = (x.new_empty(len(x) + 1, *x.shape[1:]) for x in (q, k, v))
-        by_offset = grad.new_zeros(plan.longest, plan.longest) if n_position else None
-        by_bucket = grad.new_zeros(n_time) if n_time else None
+        by_offset = _zeros(grad, plan.longest, plan.longest) if n_position else None
+        by_bucket = _zeros(grad, n_time) if n_time else None
         at = 0
         for piece in plan.pieces:
             qs, ks, vs, gs = (_load(x, piece) for x in (q, k, v, grad))  # [G * H, W, d]
@@ -146,7 +149,7 @@ class _RaggedAttention(torch.autograd.Function):
                 dvs[:, :last].baddbmm_(weights.mT, g)
                 dks[:, :last].baddbmm_(dscores.mT, qs[:, first:last])
                 dqs.append(torch.bmm(dscores, ks[:, :last]))
-                dbias = dscores.view(-1, heads, *dscores.shape[1:]).sum(1) if heads > 1 else dscores  # [G, R, K]
+                dbias = dscores if heads == 1 else dscores.unflatten(0, (-1, heads)).sum(1)  # [G, R, K]
                 if by_bucket is not None:
                     by_bucket += histogram(piece.buckets[number], dbias, n_time)
                 if by_offset is not None:
@@ -155,6 +158,11 @@ class _RaggedAttention(torch.autograd.Function):
                 total.index_copy_(0, piece.target, _unload(part, piece, heads))
         dposition = None if by_offset is None else histogram(_offsets(by_offset), by_offset, n_position)
         return dq[:-1], dk[:-1], dv[:-1], dposition, by_bucket, None, None, None
+
+
+def _zeros(like: Tensor, *shape: int) -> Tensor:
+    """What sums over many pairs are kept in: float32 at least."""
+    return like.new_zeros(shape, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
 def _row_blocks(piece: Piece) -> list[tuple[int, int]]:
@@ -223,20 +231,16 @@ def _row_scale(piece: Piece, softmax: bool, divisor: float | None, like: Tensor)
 
 
 class PointwiseAttention(nn.Module):
-    """Attention whose weights are SiLU(q·k + bias) / N, with biases by offset and by time, shared by the heads.
+    """Attention whose weights are SiLU(q·k + bias) / N, with biases by offset and by time, shared by the
+    heads.
 
     Parameters
     ----------
-    span
-        N: what the weights are divided by, and the number of offsets with a bias of their own.
-    position_bias, time_bias
-        Whether there is a bias for each offset (query minus key position), and for each bucket of the time between.
-    activation
-        softmax is the ablation: additive mask, no division.
-    normalizer
-        Divide by the constant ``span`` (released code) or by the number of keys that the query sees.
-    scale
-        Multiply q·k by 1 / sqrt(dqk) (production layer), not the bias.
+    span N: what the weights are divided by, and the number of offsets with a bias of their own.
+    position_bias, time_bias Whether there is a bias for each offset (query minus key position), and for each
+    bucket of the time between. activation softmax is the ablation: additive mask, no division. normalizer
+    Divide by the constant ``span`` (released code) or by the number of keys that the query sees. scale
+    Multiply q·k by 1 / sqrt(dqk) (production layer), not the bias.
     """
 
     def __init__(
@@ -310,9 +314,3 @@ class PointwiseAttention(nn.Module):
 
     def _scaled(self, q: Tensor) -> Tensor:
         return q * q.shape[-1] ** -0.5 if self.scale else q
-
-
-def concatenate(parts: Sequence[Tensor], lengths: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Pack padded [B, L, ...] tensors: their real positions [T, ...] and the offsets [B + 1] int64."""
-    mask = torch.arange(parts[0].shape[1], device=lengths.device) < lengths[:, None]
-    return [part[mask] for part in parts], F.pad(lengths.cumsum(0), (1, 0))

@@ -1,4 +1,4 @@
-"""Stochastic length (HSTU, section 3.3 and equation 4): long histories are cut short at random, in training only."""
+"""Stochastic length (HSTU, section 3.3): long histories are cut short at random, in training only."""
 
 from __future__ import annotations
 
@@ -40,27 +40,24 @@ def choose_events(
 
     Parameters
     ----------
-    lengths, kept
-        [B] int64 each, kept <= lengths.
-    selection
-        recent: the last ones; random: all subsets alike; recency: weighted by 1 - f / sum(f), f = time since the event.
-    width
-        Number L of positions in a row.
-    times
-        [B, L] int64, for recency.
+    lengths, kept [B] int64 each, kept <= lengths. selection recent: the last ones; random: all subsets alike;
+    recency: weighted by 1 - f / sum(f), f = age of the event. width Number L of positions in a row. times [B,
+    L] int64, for recency.
 
     Returns
     -------
-    index, mask
-        Positions [B, W] int64, rising along a row, and which of them are real [B, W] bool; W is the largest ``kept``.
+    index, mask Positions [B, W] int64, rising along a row, and which of them are real [B, W] bool; W is the
+    largest ``kept``.
     """
     step = torch.arange(width, device=lengths.device)
     real = step < lengths[:, None]  # [B, L]
     if selection == "recent":
         key = step.expand(len(lengths), -1).double()
     else:
-        noise = torch.rand(len(lengths), width, dtype=torch.float64, device=lengths.device).clamp(1e-12, 1 - 1e-12)
-        key = -(-noise.log()).log()  # Gumbel: the largest of key + ln(weight) are a draw without replacement
+        noise = torch.rand(len(lengths), width, dtype=torch.float64, device=lengths.device)
+        key = -(
+            -noise.clamp(1e-12, 1 - 1e-12).log()
+        ).log()  # Gumbel: the largest of key + ln(weight) are a draw without replacement
         if selection == "recency":
             if times is None:
                 raise ValueError("selection by recency needs times")

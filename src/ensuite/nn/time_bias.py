@@ -1,4 +1,4 @@
-"""Relative bias by time: one learned number for each bucket of |query time - key time| (HSTU, section 3.1)."""
+"""Relative bias by time (HSTU): one learned number for each bucket of |query time - key time|."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ def time_buckets(query: Tensor, key: Tensor) -> Tensor:
     >>> time_buckets(torch.tensor([86_400]), torch.tensor([0, 86_399, 82_800])).tolist()
     [[37, 0, 27]]
     """
-    gap = (query[..., :, None] - key[..., None, :]).float()  # subtracted as integers: float32 holds no absolute time
+    # subtracted as integers: float32 does not hold a time in seconds exactly, only a short gap
+    gap = (query[..., :, None] - key[..., None, :]).float()
     return gap.abs_().clamp_(min=1.0).log_().div_(BUCKET_WIDTH).clamp_(max=BUCKETS - 1).int()
 
 
 class _Lookup(torch.autograd.Function):
-    """``table[index]`` whose gradient is a histogram: thousands of times fewer writes than a scatter into 129 rows."""
+    """``table[index]`` whose gradient is a histogram: the scatter of plain indexing is many times slower."""
 
     @staticmethod
     def forward(ctx, table: Tensor, index: Tensor) -> Tensor:  # type: ignore[override]
@@ -54,5 +55,5 @@ def lookup(table: Tensor, index: Tensor) -> Tensor:
 
 
 def histogram(index: Tensor, weights: Tensor, rows: int) -> Tensor:
-    """Sum ``weights`` by ``index``: [rows], of the weights' type."""
-    return torch.bincount(index.flatten(), weights.flatten(), rows).to(weights.dtype)
+    """Sum ``weights`` by ``index``, whole numbers below ``rows``: [rows], float32 or float64."""
+    return torch.bincount(index.flatten(), weights.flatten(), rows)

@@ -153,7 +153,7 @@ class _Pass:
         n, d = self.h.shape
         count = self.drawn.count
         losses = []
-        rows = max(1, min(n, self.budget // (4 * (count + 1) * d)))
+        rows = max(1, min(n, (self.budget if count > 1 else 8 * self.budget) // (4 * (count + 1) * d)))
         for first in range(0, n, rows):
             last = min(first + rows, n)
             h, target, items = self.h[first:last], self.targets[first:last], self.drawn.at(first, last)

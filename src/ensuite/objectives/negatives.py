@@ -39,7 +39,8 @@ class NegativeSampler(nn.Module):
     """
 
     weight: Tensor | None
-    cumulative: Tensor | None
+    keep: Tensor | None
+    alias: Tensor | None
 
     def __init__(
         self,
@@ -68,8 +69,9 @@ class NegativeSampler(nn.Module):
             weight = weight / weight.sum()
         # Not in the state dict: a model is loaded for scoring without its objective.
         self.register_buffer("weight", weight, persistent=False)  # [V], sums to 1
-        cumulative = None if weight is None or kind != "popularity" else weight.cumsum(0)
-        self.register_buffer("cumulative", cumulative, persistent=False)
+        keep, alias = (None, None) if weight is None or kind != "popularity" else alias_table(weight)
+        self.register_buffer("keep", keep, persistent=False)  # [V] float32
+        self.register_buffer("alias", alias, persistent=False)  # [V] int64
 
     def forward(self, targets: Tensor, row: Tensor) -> tuple[Tensor, Tensor | None]:
         """Draw negatives for the positions of a batch.
@@ -130,8 +132,10 @@ class NegativeSampler(nn.Module):
         return targets[torch.randint(len(targets), shape, generator=self.generator, device=targets.device)]
 
     def _popular(self, shape: tuple[int, int], targets: Tensor) -> Tensor:
-        assert self.cumulative is not None
-        return _inverse(self.cumulative, shape, self.generator)
+        assert self.keep is not None and self.alias is not None
+        index = torch.randint(self.n_items, shape, generator=self.generator, device=targets.device)
+        draw = torch.rand(shape, generator=self.generator, device=targets.device)
+        return torch.where(draw < self.keep[index], index, self.alias[index]).add_(1)
 
     def _without_history(self, drawn: Tensor, owner: Tensor, targets: Tensor, sequence: Tensor) -> Tensor:
         """Redraw the forbidden cells a few times, then draw the rest from what is allowed: exact in any case."""
@@ -173,6 +177,36 @@ class NegativeSampler(nn.Module):
             f"no negative can be drawn: a sequence's own targets are all {self.n_items} items of the catalogue; "
             "set exclude_history to false"
         )
+
+
+def alias_table(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (keep, alias), [V] each, so that two random numbers draw index i in proportion to ``weight[i]``.
+
+    Draw i uniformly; keep it with probability ``keep[i]``, else take ``alias[i]`` (Walker, 1977). The items of less than
+    average weight, in ascending order, are topped up by those of more, one after the other; where in this row each stands
+    follows from cumulative sums, so that no loop is needed.
+
+    >>> alias_table(torch.tensor([1.0, 3.0]))
+    (tensor([0.5000, 1.0000]), tensor([1, 1]))
+    """
+    scaled = weight.double() * (len(weight) / weight.double().sum())
+    order = scaled.argsort(stable=True)
+    n_small = int((scaled < 1).sum())
+    small, large = order[:n_small], order[n_small:]
+    if not len(large):  # all alike, but for rounding
+        return torch.ones_like(scaled).float(), order
+    lack, excess = (1 - scaled[small]).cumsum(0), (scaled[large] - 1).cumsum(0)
+    keep, alias = torch.ones_like(scaled), torch.arange(len(weight), device=weight.device)
+    # A small item is topped up by the first large one that the small ones before it have not used up.
+    before = torch.cat([lack.new_zeros(1), lack])[:n_small]
+    keep[small] = scaled[small]
+    alias[small] = large[torch.searchsorted(excess, before).clamp_(max=len(large) - 1)]
+    # A large item, once overdrawn, is itself topped up by the next.
+    by = torch.searchsorted(lack, excess, right=True)  # the small item that overdraws it
+    over = (by[:-1] < n_small).nonzero()[:, 0]  # the last has no next, and is overdrawn by rounding alone
+    keep[large[over]] = 1 - (lack[by[over]] - excess[over])
+    alias[large[over]] = large[over + 1]
+    return keep.clamp_(0, 1).float(), alias
 
 
 def _inverse(cumulative: Tensor, shape: tuple[int, int], generator: torch.Generator | None) -> Tensor:

@@ -47,7 +47,9 @@ class Ranked:
         cells = [_align(column, number in right) for number, column in enumerate(columns)]
         lines = ["  ".join(row).rstrip() for row in zip(*cells)]
         if self.unknown:
-            lines.append(f"({len(self.unknown)} unknown in the history: {', '.join(map(str, self.unknown[:5]))})")
+            lines.append(
+                f"({len(self.unknown)} unknown in the history: {', '.join(map(str, self.unknown[:5]))})"
+            )
         return "\n".join(lines)
 
 
@@ -55,9 +57,9 @@ class Ranked:
 class Recommendations:
     """The answer to a request for one history or many.
 
-    ``ids``, ``scores``, ``titles`` and ``unknown`` are flat lists when one history was asked for, and hold one list for each
-    history when many were. ``recommendations[i]`` is always the `Ranked` list of history i.
-    """
+    ``ids``, ``scores``, ``titles`` and ``unknown`` are flat lists when one history was asked for, and hold
+    one list for each history when many were. ``recommendations[i]`` is always the `Ranked` list of history
+    i."""
 
     ranked: list[Ranked]
     many: bool = False
@@ -86,13 +88,15 @@ class Recommendations:
         return self._one_or_all([ranked.unknown for ranked in self.ranked])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON: `items` and `unknown`, under `histories` when many were asked for."""
+        """Return plain values, ready for JSON: `items` and `unknown`, under `histories` when many were asked
+        for."""
         answers = [ranked.to_dict() for ranked in self.ranked]
         out: dict[str, Any] = {"histories": answers} if self.many else answers[0]
         return out | ({"unknown_candidates": self.unknown_candidates} if self.unknown_candidates else {})
 
     def to_polars(self) -> pl.DataFrame:
-        """Return one row per recommended item: history (from 0), rank (from 1), item_id, title (if any), score."""
+        """Return one row per recommended item: history (from 0), rank (from 1), item_id, title (if any),
+        score."""
         rows = [
             {"history": number, "rank": rank, **item}
             for number, ranked in enumerate(self.ranked)

@@ -32,7 +32,8 @@ class Recommender:
     Parameters
     ----------
     model
-        Any model of ensuite, trained; it is put into evaluation mode, and must not be trained further meanwhile.
+        Any model of ensuite, trained; it is put into evaluation mode, and must not be trained further
+        meanwhile.
     item_ids
         The user's key of item row i + 1, at position i: [V].
     titles
@@ -50,10 +51,17 @@ class Recommender:
     """
 
     def __init__(
-        self, model: Model, item_ids: Sequence[ItemId], titles: Sequence[str | None] | None = None, *, time_unit: str = "s"
+        self,
+        model: Model,
+        item_ids: Sequence[ItemId],
+        titles: Sequence[str | None] | None = None,
+        *,
+        time_unit: str = "s",
     ):
         if len(item_ids) != model.n_items:
-            raise EnsuiteError(f"{len(item_ids)} item ids for a model of {model.n_items} items: one for each is needed")
+            raise EnsuiteError(
+                f"{len(item_ids)} item ids for a model of {model.n_items} items: one for each is needed"
+            )
         self.model = model.eval()
         self.item_ids = list(item_ids)
         self.titles = None if titles is None else ["" if title is None else str(title) for title in titles]
@@ -68,8 +76,11 @@ class Recommender:
 
     @classmethod
     def of(cls, run: Run, *, device: str | torch.device = "cpu") -> Recommender:
-        """Recommend from a run that is loaded already; titles are the item table's column `title`, or else `name`."""
-        titles = next((run.items[name].to_list() for name in ("title", "name") if name in run.items.columns), None)
+        """Recommend from a run that is loaded already; titles are the item table's column `title`, or else
+        `name`."""
+        titles = next(
+            (run.items[name].to_list() for name in ("title", "name") if name in run.items.columns), None
+        )
         unit = run.card["data"].get("time_unit") or "s"
         return cls(run.model.to(device), run.items["item_id"].to_list(), titles, time_unit=unit)
 
@@ -87,23 +98,25 @@ class Recommender:
         Parameters
         ----------
         history
-            Item ids, oldest first, or tuples (item id, time), which are put in order of time; a list of such lists for
-            many users. Times are datetimes, ISO texts or numbers in the dataset's unit. Items that the model does not
-            know are left out, and named in the answer's ``unknown``.
+            Item ids, oldest first, or tuples (item id, time), which are put in order of time; a list of such
+            lists for many users. Times are datetimes, ISO texts or numbers in the dataset's unit. Items that
+            the model does not know are left out, and named in the answer's ``unknown``.
         k
             How many items.
         exclude
-            "seen": none of the history's own items; "none": any item; a list of ids: none of these (nor any other rule).
+            "seen": none of the history's own items; "none": any item; a list of ids: none of these (nor any
+            other rule).
         candidates
             Choose among these items only.
         at
-            When the items are asked for; default: the time of the last event. Read by models of request time only.
+            When the items are asked for; default: the time of the last event. Read by models of request time
+            only.
 
         Raises
         ------
         EnsuiteError
-            When no item of a history is known, when the model needs times and there are none, when ``at`` lies before the
-            last event, or when fewer than k items can be had (saying how many).
+            When no item of a history is known, when the model needs times and there are none, when ``at``
+            lies before the last event, or when fewer than k items can be had (saying how many).
         """
         histories, many = read_histories(history)
         read = [self._read(events, name_of(number, many)) for number, events in enumerate(histories, 1)]
@@ -124,7 +137,9 @@ class Recommender:
     def similar(self, item: ItemId, k: int = 10) -> Recommendations:
         """Return the k items whose vectors have the largest cosine with that of ``item``."""
         if not isinstance(self.model, Retriever):
-            raise EnsuiteError(f"{type(self.model).__name__} has no item vectors to compare; load a model such as sasrec")
+            raise EnsuiteError(
+                f"{type(self.model).__name__} has no item vectors to compare; load a model such as sasrec"
+            )
         row = self._rows.get(str(item))
         if row is None:
             raise EnsuiteError(f"item {item!r} is unknown to the model; {self._example()}")
@@ -142,7 +157,7 @@ class Recommender:
         row = self._rows.get(str(item))
         return None if self.titles is None or row is None else self.titles[row - 1]
 
-    # -- reading a request ---------------------------------------------------------------------------------------------
+    # -- reading a request -------------------------------------------------------------------------
 
     def _read(self, events: list[Any], name: str) -> tuple[list[int], list[int] | None, list[ItemId]]:
         """Return known item rows, their times in seconds, and the unknown items."""
@@ -151,7 +166,9 @@ class Recommender:
         unknown = [item for item, row in zip(items, rows) if not row]
         if len(unknown) == len(rows):
             shown = ", ".join(map(repr, unknown[:5]))
-            raise EnsuiteError(f"{name}: none of its {len(rows)} items is known to the model ({shown}); {self._example()}")
+            raise EnsuiteError(
+                f"{name}: none of its {len(rows)} items is known to the model ({shown}); {self._example()}"
+            )
         if times is None and self.model.needs_times():
             raise EnsuiteError(
                 f"{name} has no times, which this {type(self.model).__name__} reads: give (item id, time) tuples "
@@ -171,7 +188,9 @@ class Recommender:
             raise EnsuiteError(f"candidates is a list of item ids; got {candidates!r}")
         known, unknown = self._lookup(candidates)
         if not known:
-            raise EnsuiteError(f"none of the {len(unknown)} candidates is known to the model; {self._example()}")
+            raise EnsuiteError(
+                f"none of the {len(unknown)} candidates is known to the model; {self._example()}"
+            )
         allowed = torch.zeros(self.model.n_items + 1, dtype=torch.bool)
         allowed[known] = True
         return allowed, unknown
@@ -201,7 +220,9 @@ class Recommender:
                     f"{total} {what}, {out} of them excluded; ask for at most {total - out}"
                 )
 
-    def _build(self, read: list[tuple[list[int], list[int] | None]], asked: int | None, many: bool) -> History:
+    def _build(
+        self, read: list[tuple[list[int], list[int] | None]], asked: int | None, many: bool
+    ) -> History:
         """Pad the last events of the histories on the right."""
         length = self.model.max_length
         cut = [(rows[-length:], None if times is None else times[-length:]) for rows, times in read]
@@ -218,13 +239,17 @@ class Recommender:
         for row, one in enumerate(timed):
             if asked is not None and asked < one[-1]:
                 which = name_of(row + 1, False) if not many else "a history"
-                raise EnsuiteError(f"at: the request lies {one[-1] - asked:,} seconds before the last event of {which}")
+                raise EnsuiteError(
+                    f"at: the request lies {one[-1] - asked:,} seconds before the last event of {which}"
+                )
             requests[row, len(one) - 1] = one[-1] if asked is None else asked
         return History(items, times, requests)
 
-    # -- answering it --------------------------------------------------------------------------------------------------
+    # -- answering it ------------------------------------------------------------------------------
 
-    def _best(self, history: History, k: int, allowed: Tensor | None, excluded: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    def _best(
+        self, history: History, k: int, allowed: Tensor | None, excluded: list[np.ndarray]
+    ) -> tuple[Tensor, Tensor]:
         """Return scores and item rows of the best k: [B, k] each."""
         with torch.inference_mode():
             if self._catalogue is None:
@@ -245,7 +270,9 @@ class Recommender:
                 continue
             scores = score(first, last).float().cpu()  # [B, last - first]
             if bool(torch.isnan(scores).any()):
-                raise EnsuiteError("the model's scores are not numbers (NaN): its weights are damaged; train it again")
+                raise EnsuiteError(
+                    "the model's scores are not numbers (NaN): its weights are damaged; train it again"
+                )
             if allowed is not None:
                 scores = scores.masked_fill(~allowed[first:last], -torch.inf)
             inside = (item >= first) & (item < last)
@@ -258,8 +285,8 @@ class Recommender:
 
 
 def user_history(dataset: Dataset, user_id: Any, *, before: When | None = None) -> list[Any]:
-    """Return all events of a user of a dataset, as `Recommender.recommend` takes them: (item id, time), or item ids alone
-    where the dataset has no times. With ``before``, only events earlier than that.
+    """Return all events of a user of a dataset, as `Recommender.recommend` takes them: (item id, time), or
+    item ids alone where the dataset has no times. With ``before``, only events earlier than that.
 
     Raises
     ------

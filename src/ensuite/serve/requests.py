@@ -31,7 +31,9 @@ def read_histories(history: Iterable[Any]) -> tuple[list[list[Any]], bool]:
     events = [list(event) if _is_list(event) else event for event in history]
     many = any(isinstance(event, list) for event in events)
     if many and not all(isinstance(event, list) for event in events):
-        raise EnsuiteError("a history holds item ids or (item id, time) tuples, many histories are a list of lists; these are mixed")
+        raise EnsuiteError(
+            "a history holds item ids or (item id, time) tuples, many histories are a list of lists; these are mixed"
+        )
     histories = events if many else [events]
     for number, one in enumerate(histories, 1):
         if not one:
@@ -40,17 +42,23 @@ def read_histories(history: Iterable[Any]) -> tuple[list[list[Any]], bool]:
 
 
 def _is_list(event: Any) -> bool:
-    """Whether an element is a history itself: a list, or an array or Series (which have both of these methods)."""
-    return isinstance(event, list) or (hasattr(event, "tolist") and getattr(event, "ndim", 1) > 0 and hasattr(event, "__len__"))
+    """Whether an element is a history itself: a list, or an array or Series (which have both of these
+    methods)."""
+    return isinstance(event, list) or (
+        hasattr(event, "tolist") and getattr(event, "ndim", 1) > 0 and hasattr(event, "__len__")
+    )
 
 
 def split_times(events: list[Any], unit: str, name: str) -> tuple[list[ItemId], list[int] | None]:
-    """Separate item ids and times (whole seconds), and put the events in order of time, equal times as they stood."""
+    """Separate item ids and times (whole seconds), and put the events in order of time, equal times as they
+    stood."""
     pairs = [event for event in events if isinstance(event, tuple)]
     if not pairs:
         return events, None
     if len(pairs) < len(events):
-        raise EnsuiteError(f"{name}: {len(pairs)} of {len(events)} events have a time; give all of them one, or none")
+        raise EnsuiteError(
+            f"{name}: {len(pairs)} of {len(events)} events have a time; give all of them one, or none"
+        )
     for pair in pairs:
         if len(pair) != 2:
             raise EnsuiteError(f"{name}: {pair!r}: an event is an item id or a tuple (item id, time)")

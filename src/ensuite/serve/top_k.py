@@ -11,7 +11,8 @@ from torch import Tensor
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k highest scores of each row, best first, and their columns: [B, k] each.
 
-    Of equal scores the one further left comes first, and is the one that is kept (`torch.topk` leaves both open).
+    Of equal scores the one further left comes first, and is the one that is kept (`torch.topk` leaves both
+    open).
 
     >>> top_k(torch.tensor([[1.0, 3.0, 2.0, 3.0, 2.0]]), 3)
     (tensor([[3., 3., 2.]]), tensor([[1, 3, 2]]))

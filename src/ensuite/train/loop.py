@@ -51,6 +51,10 @@ class StopTraining(Exception):
     """Raised by an `on_validation` callback to end the training; the best weights are kept."""
 
 
+class Interrupted(EnsuiteError):
+    """A signal ended the training; a checkpoint was written, and it can be resumed."""
+
+
 @dataclass
 class State:
     """The counters of a run; with the weights and the optimiser's state, all that a checkpoint holds."""
@@ -262,7 +266,7 @@ class _Trainer:
             over = bool(training.max_minutes) and state.seconds > 60 * training.max_minutes
             if self.flag.is_set(self.accelerator):
                 self._save_checkpoint()
-                raise EnsuiteError(
+                raise Interrupted(
                     f"stopped by {self.flag.name} in epoch {state.epoch + 1}; everything is saved: go on with --resume"
                 )
             if time.perf_counter() - saved > 60 * training.checkpoint_minutes:

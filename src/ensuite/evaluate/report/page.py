@@ -82,7 +82,6 @@ def _leaderboard(c: Comparison) -> str:
     heads = ["run", *map(pretty, c.metrics), f"against {c.reference}", *map(pretty, c.beyond)]
     heads += ["training", "scoring", "parameters", "memory"]
     lines = [f"<tr>{''.join(f'<th>{escape(head)}</th>' for head in heads)}</tr>"]
-    best = {name: max(row.metrics[name].mean for row in c.rows) for name in c.metrics}
     for i, row in enumerate(c.rows):
         model = str(row.entry.card.get("model", ""))
         under = [model] if model and model != row.name else []
@@ -90,7 +89,7 @@ def _leaderboard(c: Comparison) -> str:
         under += ["reads request time"] if row.request_time else []
         cells = [f'{_chip(i)}<span class="run">{escape(row.name)}</span><small>{escape(", ".join(under))}</small>']
         for name, value in row.metrics.items():
-            tag = "b" if value.mean == best[name] else "span"
+            tag = "b" if tables.verdict(c, row, name) in ("reference", "level") else "span"
             cells.append(f"<{tag}>{tables.score(value.mean)}</{tag}><small>{tables.interval(value)}</small>")
         cells.append(_against(c, row))
         cells += [tables.score(value) for value in row.beyond.values()]

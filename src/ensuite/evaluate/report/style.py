@@ -23,7 +23,7 @@ main { max-width: 1240px; margin: 0 auto; padding: 40px 24px 64px; }
 h1 { font-size: 28px; line-height: 1.2; letter-spacing: -.015em; margin: 0 0 6px; font-weight: 680; }
 h2 { font-size: 15px; margin: 0 0 2px; font-weight: 640; }
 p { margin: 0 0 8px; }
-.lead { color: var(--muted); margin-bottom: 26px; max-width: 78ch; }
+.lead { color: var(--muted); margin-bottom: 26px; max-width: 100ch; }
 .lead strong { color: var(--fg); font-weight: 600; }
 .hint { color: var(--muted); font-size: 13px; margin-bottom: 10px; }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 12px; padding: 18px 20px; min-width: 0; }

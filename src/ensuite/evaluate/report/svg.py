@@ -38,7 +38,7 @@ class Frame:
     x_log: bool = False
     width: int = 560
     height: int = 320
-    left: int = 58
+    left: int = 66
     right: int = 18
     top: int = 14
     bottom: int = 46
@@ -144,21 +144,15 @@ def scatter_chart(
     frame, xs, ys = _frame(series, x_log, None, from_zero=False)
     frame.y_axis(ys, y_label, decimals(ys))
     frame.x_axis(xs, x_label, x_text or decimals(xs), grid=True)
-    placed: list[tuple[float, float, float]] = []  # left, right and middle height of every name so far
-    for s in series:
-        for i, (x, y) in enumerate(zip(s.x, s.y)):
-            px, py = frame.x(x), frame.y(y)
-            if s.low:
-                frame.add(line(px, frame.y(s.low[i]), px, frame.y(s.high[i]), "whisker", s.colour))
-            frame.add(dot(px, py, s.colour, _note(s, i), 5.5))
-            width = 6.6 * len(s.name)
-            end = px + width + 12 > frame.width
-            left = px - 10 - width if end else px + 10
-            for shift in (4, -8, 16, -20, 28, -32, 40):
-                if all(left > r or left + width < l or abs(py + shift - m) > 12 for l, r, m in placed):
-                    break
-            placed.append((left, left + width, py + shift))
-            frame.add(words(px - 10 if end else px + 10, py + shift, s.name, "name", "end" if end else "start"))
+    points = [(s, i, frame.x(x), frame.y(y)) for s in series for i, (x, y) in enumerate(zip(s.x, s.y))]
+    taken = [(px - 7, px + 7, py) for _, _, px, py in points]  # left, right and height of what names must not cover
+    for s, i, px, py in points:
+        if s.low:
+            frame.add(line(px, frame.y(s.low[i]), px, frame.y(s.high[i]), "whisker", s.colour))
+        frame.add(dot(px, py, s.colour, _note(s, i), 5.5))
+        left, y = _place(s.name, px, py, taken, frame.width)
+        taken.append((left, left + 6.6 * len(s.name), y))
+        frame.add(words(left, y + 4, s.name, "name"))
     return frame.render(title)
 
 
@@ -166,7 +160,7 @@ def bar_chart(groups: Sequence[str], series: Sequence[Series], *, title: str, y_
     """Return bars side by side in groups; ``series[i].y[g]`` is the bar of group g (``x`` is not read)."""
     top = max((high for s in series for high in (*s.y, *s.high)), default=1.0)
     ys = ticks(0.0, top or 1.0)
-    frame = Frame((0.0, float(len(groups))), (0.0, ys[-1]))
+    frame = Frame((0.0, float(len(groups))), (0.0, ys[-1]), bottom=30)
     frame.y_axis(ys, y_label, decimals(ys))
     frame.x_axis([], "", str)
     slot = frame.x(1.0) - frame.x(0.0)
@@ -194,10 +188,11 @@ def forest_chart(series: Sequence[Series], *, title: str, x_label: str) -> str:
     longest = max(len(s.name) for s in series)
     frame_left = min(220, 24 + int(7.2 * longest))
     xs = ticks(0.0, max(s.high[0] for s in series))
-    frame = Frame((0.0, xs[-1]), (0.0, 1.0), left=frame_left, right=64, height=64 + 30 * len(series))
+    step = max(30.0, min(52.0, 240 / len(series)))
+    frame = Frame((0.0, xs[-1]), (0.0, 1.0), left=frame_left, right=64, height=round(64 + step * len(series)))
     frame.x_axis(xs, x_label, decimals(xs), grid=True)
     for i, s in enumerate(series):
-        y = frame.top + 30 * i + 17
+        y = frame.top + step * (i + 0.55)
         frame.add(words(frame_left - 12, y + 4, s.name, "name", "end"))
         frame.add(line(frame.x(s.low[0]), y, frame.x(s.high[0]), y, "whisker", s.colour))
         frame.add(dot(frame.x(s.x[0]), y, s.colour, _note(s, 0), 5.5))
@@ -252,6 +247,15 @@ def _frame(
     x_marks = list(x_ticks) if x_ticks is not None else log_ticks(min(xs), max(xs)) if x_log else ticks(min(0.0, *xs), max(xs))
     y_marks = ticks(0.0 if from_zero else min(ys), max(ys))
     return Frame((x_marks[0], x_marks[-1]), (y_marks[0], y_marks[-1]), x_log), x_marks, y_marks
+
+
+def _place(name: str, x: float, y: float, taken: Sequence[tuple[float, float, float]], width: int) -> tuple[float, float]:
+    """Return left end and height of a point's name, the nearest place where it covers nothing."""
+    wide = 6.6 * len(name)
+    places = [(x + 10 if right else x - 10 - wide, y + shift) for shift in (0, -15, 15, -29, 29, -43, 43) for right in (True, False)]
+    inside = [(left, at) for left, at in places if left + wide <= width] or places
+    free = (p for p in inside if all(p[0] > r or p[0] + wide < l or abs(p[1] - at) > 12 for l, r, at in taken))
+    return next(free, inside[0])
 
 
 def _note(series: Series, i: int) -> str:

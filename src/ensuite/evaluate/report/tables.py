@@ -25,8 +25,12 @@ def score(value: float) -> str:
 
 
 def interval(value: Interval) -> str:
-    """Write an interval's ends."""
-    return f"{score(value.low)} to {score(value.high)}"
+    """Write an interval's ends.
+
+    >>> interval(Interval(0.18, 0.17, 0.19))
+    '.1700–.1900'
+    """
+    return f"{score(value.low)}{' to ' if value.low < 0 else '–'}{score(value.high)}"
 
 
 def p_value(p: float) -> str:
