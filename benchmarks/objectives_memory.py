@@ -1,13 +1,14 @@
 """Time and peak memory of one step of each objective at 10 thousand, 100 thousand and 1 million items.
 
-    python benchmarks/objectives_memory.py                    # writes results/objectives_memory.csv; several minutes
+    python benchmarks/objectives_memory.py                # all rows: several minutes
     python benchmarks/objectives_memory.py --items 100000 --losses chunked
 
-One step = loss and gradients by the output and the item table, at batch 128 x 200 positions in 64 dimensions. Each
-measurement has a process of its own; peak memory is that process's largest resident size, the import of torch included
-(some 0.25 GB). Where the exact loss over 1 million items would take minutes, fewer positions are measured and the column
-``positions`` says how many: neither time nor memory is extrapolated. The plain form is run where its logits, their softmax
-and their gradient fit into the memory that is free, and is otherwise reported as not run, with what it needs.
+One step = loss and gradients by the output and the item table, at batch 128 x 200 positions in 64 dimensions.
+Each measurement has a process of its own; peak memory is that process's largest resident size, the import of
+torch included (some 0.25 GB). Where the exact loss over 1 million items would take minutes, fewer positions
+are measured and the column ``positions`` says how many: neither time nor memory is extrapolated. The plain
+form is run where its logits, their softmax and their gradient fit into the memory that is free, and is
+otherwise reported as not run, with what it needs.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ def measure(loss: str, n_items: int, positions: int) -> dict[str, object]:
     command = [sys.executable, __file__, "--step", loss, str(n_items), str(positions)]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
-        return values | {"note": f"failed: {(run.stderr.strip().splitlines() or [f'status {run.returncode}'])[-1]}"}
+        return values | {
+            "note": f"failed: {(run.stderr.strip().splitlines() or [f'status {run.returncode}'])[-1]}"
+        }
     result = json.loads(run.stdout)
     return values | {
         "seconds": round(result["seconds"], 3),
@@ -95,8 +98,19 @@ def measure(loss: str, n_items: int, positions: int) -> dict[str, object]:
     }
 
 
+def write(rows: list[dict[str, object]], path: Path) -> None:
+    """Write what has been measured so far."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--items", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
     parser.add_argument("--positions", type=int, default=POSITIONS)
@@ -111,12 +125,10 @@ def main() -> None:
         for loss in args.losses:
             with console.status(f"{LOSSES[loss]}, {n_items:,} items"):
                 rows.append(measure(loss, n_items, args.positions))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    table = Table("loss", "items", "positions", "seconds", "peak GB", "note", title=f"one step, {DIM} dimensions")
+            write(rows, args.out)
+    table = Table(
+        "loss", "items", "positions", "seconds", "peak GB", "note", title=f"one step, {DIM} dimensions"
+    )
     for r in rows:
         cells = (r.get(c, "") for c in ("loss", "items", "positions", "seconds", "peak_gb", "note"))
         table.add_row(*(f"{c:,}" if isinstance(c, int) else str(c) for c in cells))

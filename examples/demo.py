@@ -42,7 +42,7 @@ def main() -> None:
     console.print(Rule(f"Done in {time.perf_counter() - began:,.0f} s. Go on with"))
     console.print(
         f"""\
-  the report         open {REPORT / "index.html"} in a browser
+  the report         open {REPORT / "report.html"} in a browser
   your own data      ensuite prepare log.csv --user uid --item sku --time ts --out data/own
   another model      ensuite models
                      ensuite train hstu --data {DATA} --out {RUNS / "hstu"} && ensuite compare {RUNS}/* --out {REPORT} --overwrite

@@ -52,14 +52,15 @@ FILES = [
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", [truncate, edit, Path.unlink])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(truncate, "truncated or edited: "), (edit, "edited since"), (Path.unlink, "missing")],
+)
 def test_damaged_file_is_refused_by_its_name(
-    name: str, damage: Callable[[Path], None], dataset: Dataset
+    name: str, damage: Callable[[Path], None], said: str, dataset: Dataset
 ) -> None:
     damage(dataset.path / name)
-    with pytest.raises(
-        EnsuiteError, match=f"{name}: (truncated or edited|edited since|missing).*prepare the dataset again"
-    ):
+    with pytest.raises(EnsuiteError, match=f"{name}: {said}.*prepare the dataset again"):
         Dataset.open(dataset.path)
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ensuite.data.columns import assign_roles
 from ensuite.data.dataset import Dataset
 from ensuite.data.filters import frequent
 from ensuite.data.ids import compact, encode
@@ -278,3 +279,58 @@ def test_movielens_1m_five_core_has_the_published_counts(tmp_path: Path) -> None
         "ml-1m", out=tmp_path / "d", config=PrepareConfig(archive=str(raw), min_user=5, min_item=5)
     )
     assert (dataset.n_events, dataset.n_users, dataset.n_items) == (999_611, 6_040, 3_416)
+
+
+class TestGuesses:
+    @pytest.mark.parametrize(
+        ("names", "want"),
+        [
+            (["User ID", "movieId", "Timestamp"], ("User ID", "movieId", "Timestamp")),
+            (
+                ["user_id:token", "item_id:token", "timestamp:float"],
+                ("user_id:token", "item_id:token", "timestamp:float"),
+            ),
+            (
+                ["reviewerID", "asin", "reviewDate", "unixReviewTime"],
+                ("reviewerID", "asin", "unixReviewTime"),
+            ),
+            (["date", "timestamp_ms", "item", "uid"], ("uid", "item", "timestamp_ms")),
+            (["visitorid", "itemid", "event", "timestamp"], ("visitorid", "itemid", "timestamp")),
+        ],
+    )
+    def test_columns(self, names: list[str], want: tuple[str, str, str]) -> None:
+        roles = {r.role: r.column for r in assign_roles("log", names, PrepareConfig())}
+        assert (roles["user"], roles["item"], roles["time"]) == want
+
+    def test_flags_win_and_a_column_has_one_role(self) -> None:
+        config = PrepareConfig(item="user", user="item", keep=("date",))
+        roles = {
+            r.role: (r.column, r.how) for r in assign_roles("log", ["user", "item", "date", "ts"], config)
+        }
+        assert roles == {
+            k: (v, h)
+            for k, v, h in [
+                ("user", "item", "given"),
+                ("item", "user", "given"),
+                ("time", "ts", "guessed"),
+                ("date", "date", "given"),
+            ]
+        }
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({"user": "item", "item": "item"}, "cannot be both user and item"),
+            ({"min_rating": 3}, "--min-rating needs a rating column"),
+            ({"kinds": ("buy",)}, "--kinds needs a kind column"),
+            ({"keep": ("prise",)}, r"no column 'prise' \(--keep\); did you mean 'price'"),
+        ],
+    )
+    def test_contradictions(self, options: dict[str, Any], said: str) -> None:
+        with pytest.raises(EnsuiteError, match=said):
+            assign_roles("log", ["user", "item", "price"], PrepareConfig(**options))
+
+    def test_without_times_the_order_of_rows_is_said(self) -> None:
+        dataset = prepared(pl.DataFrame({"user": [1, 1, 1], "item": [3, 1, 2]}))
+        assert dataset.card["order"] == "order of the source"
+        assert any("no column looks like a time" in note for note in dataset.card["report"]["notes"])

@@ -6,7 +6,7 @@ import pytest
 from ensuite.errors import EnsuiteError
 from ensuite.evaluate.metrics import compute_metrics, parse_metric, per_case
 from ensuite.evaluate.ranks import Ranks, compute_ranks
-from fakes import TableScorer, log
+from evaluate.fakes import TableScorer, log
 
 
 def ranks_of(*cases: list[float], n_items: int = 100) -> Ranks:

@@ -8,7 +8,8 @@ from ensuite.errors import EnsuiteError
 from ensuite.evaluate import counting, scoring
 from ensuite.evaluate.counting import NaNScores
 from ensuite.evaluate.ranks import Ranks, compute_ranks, gather, merge
-from fakes import DotScorer, TableScorer, brute_ranks, log, random_log
+from evaluate.fakes import DotScorer, TableScorer, brute_ranks, log, random_log
+from evaluate.process import rank_share
 
 
 def test_ranks_by_hand_with_ties():
@@ -162,22 +163,13 @@ def test_shares_merge_to_the_whole():
     assert _equal(gather(whole), whole)  # no process group
 
 
-def _process(rank: int, world: int, port: int, out: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    events, cases = random_log(n_targets=2)
-    ranks = gather(compute_ranks(DotScorer(300, dim=50), events, cases, batch_size=16, part=(rank, world)))
-    np.savez(f"{out}/{rank}.npz", rank=ranks.rank, case=ranks.case)
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes_give_the_ranks_of_one(tmp_path):
     import socket
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (2, port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(rank_share, (2, port, str(tmp_path)), nprocs=2)
     events, cases = random_log(n_targets=2)
     alone = compute_ranks(DotScorer(300, dim=50), events, cases, batch_size=16)
     for rank in range(2):

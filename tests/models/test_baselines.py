@@ -54,9 +54,9 @@ def test_popularity_counts_the_training_view_only():
 
 
 def test_popularity_of_the_last_days_ends_with_the_training_events():
-    time = [0, 5 * DAY, 9 * DAY, 4 * DAY + 1, 5 * DAY, 99 * DAY]
+    time = [4 * DAY, 5 * DAY, 9 * DAY, 4 * DAY + 1, 5 * DAY, 99 * DAY]
     events = make_events([[1, 2, 3], [2, 4, 1]], 4, time, held_out=1)
-    # the training events end on day 5, not on day 99: the window of one day holds (2, day 5), (2, day 4 + 1 s), (4, day 5)
+    # the training events end on day 5, not on day 99: its last day holds item 2 twice and item 4 once
     assert scores(fitted(Popularity, events, last_days=1), histories([1])) == [[0, 2, 0, 1]]
 
 
@@ -110,6 +110,15 @@ def test_markov_with_more_items_and_steps():
     assert scores(model, histories([1, 2]))[0] == pytest.approx([0, 0.25 * 2 / 3, 1 + 0.25 / 3], abs=1e-6)
 
 
+def test_markov_weighs_each_back_off_and_no_padding():
+    events = make_events([[1, 2, 3]], 3)  # 1 -> 2, 2 -> 3; every p is 1/3; nothing follows 3
+    model = fitted(Markov, events, last=2, decay=0.5, smoothing=1.0)
+    both, one = scores(model, histories([2, 1], [3]))
+    first, second = [1 / 6, 4 / 6, 1 / 6], [1 / 6, 1 / 6, 4 / 6]  # after 1, after 2
+    assert both == pytest.approx([a + 0.5 * b for a, b in zip(first, second)])
+    assert one == pytest.approx([1 / 3] * 3)
+
+
 def test_item_knn_sums_cosines_and_keeps_popularity_below():
     pytest.importorskip("implicit")
     events = make_events([[1, 2], [1, 2, 2], [1, 3], [4, 5], [4]], 6)  # users of 1: 3, of 2: 2, of 3: 1
@@ -154,6 +163,16 @@ def test_item_knn_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "implicit", None)
     with pytest.raises(EnsuiteError, match=r"pip install 'ensuite\[knn\]'"):
         fitted(ItemKNN, make_events([[1, 2]], 2))
+
+
+@pytest.mark.parametrize("cls", [Popularity, Recency, Markov, ItemKNN])
+def test_nothing_beyond_the_training_view_is_read(cls):
+    if cls is ItemKNN:
+        pytest.importorskip("implicit")
+    seen = [[1, 2, 3], [2, 3], [4, 1]]
+    whole = make_events([user + [5, 5] for user in seen], 5, held_out=2)
+    history = histories([1, 2], [4])
+    assert scores(fitted(cls, whole), history) == scores(fitted(cls, make_events(seen, 5)), history)
 
 
 @pytest.mark.parametrize("cls", [Popularity, Recency, Markov, ItemKNN])

@@ -23,7 +23,7 @@ VARIANTS = [
     {},
     {"heads": 2, "dim_qk": 8, "dim_v": 6, "normalizer": "length", "score_scale": True},
     {"activation": "softmax", "heads": 2, "similarity": "dot"},
-    {"time_bias": False},
+    {"time_bias": False, "blocks": 1},
     {"position_bias": False, "time_mode": "last_event", "concat_ua": True},
     {"time_bias": False, "position_bias": False, "positions": False},
     {"affine_norm": True, "group_norm": True, "projection_bias": True, "heads": 2},
@@ -81,6 +81,18 @@ def test_dense_and_ragged_agree_in_single_precision():
     model, history = make_model().float(), make_history()
     outputs = [real(run(history), history) for run in (model.forward_dense, model.forward_ragged)]
     torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_gives_nearly_the_same_gradients():
+    model, history = make_model(loss=ObjectiveConfig(temperature=0.05)).float(), make_history()
+    batch, gradients = Batch(history, history.items, torch.arange(5)), []
+    for bf16 in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model.loss(batch)
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
 
 
 @pytest.mark.parametrize("fields", [*VARIANTS, {"max_length": 20}])

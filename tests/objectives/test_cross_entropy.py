@@ -44,7 +44,10 @@ def test_chunked_equals_plain(t, v, d, rows, block, smoothing, temperature):
 @pytest.mark.parametrize("sizes", [(300, 3000, 50), (40, 60_000, 16)])
 def test_chunks_chosen_by_size_equal_plain_in_float32(sizes):
     output, table, targets = problem(*sizes, scale=0.5)
-    plain, chunked = plain_cross_entropy(output, table, targets), chunked_cross_entropy(output, table, targets)
+    plain, chunked = (
+        plain_cross_entropy(output, table, targets),
+        chunked_cross_entropy(output, table, targets),
+    )
     torch.testing.assert_close(chunked, plain)
     for a, b in zip(grads(chunked, output, table), grads(plain, output, table)):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
@@ -54,7 +57,8 @@ def test_chunks_chosen_by_size_equal_plain_in_float32(sizes):
 def test_gradcheck(block):
     output, table, targets = problem(5, 7, 3, dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda h, e: chunked_cross_entropy(h, e, targets, 0.7, 0.1, chunk_rows=2, block=block), (output, table)
+        lambda h, e: chunked_cross_entropy(h, e, targets, 0.7, 0.1, chunk_rows=2, block=block),
+        (output, table),
     )
 
 
@@ -145,7 +149,8 @@ def test_full_catalogue_of_negatives_is_full_cross_entropy():
 
 @pytest.mark.slow
 def test_memory_of_a_large_catalogue():
-    """25,600 positions x 100,000 items hold under 1.5 GB: here a tenth of the positions, in a process of its own."""
+    """25,600 positions x 100,000 items hold under 1.5 GB: here a tenth of the positions, in a process of its
+    own."""
     import subprocess
     import sys
 
@@ -156,5 +161,7 @@ output, table = torch.randn(2560, 64, requires_grad=True), torch.zeros(100_001, 
 chunked_cross_entropy(output, table, torch.ones(2560, dtype=torch.int64)).backward()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-    peak = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    peak = int(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
     assert peak < 1_000_000, f"{peak} KB"  # the plain form's logits alone are 1 GB

@@ -58,7 +58,9 @@ def test_popularity_follows_the_counts(power):
     p = weight / weight.sum()
     share = torch.bincount(drawn, minlength=7)[1:] / n
     assert ((share - p).abs() <= 5 * (p * (1 - p) / n).sqrt()).all()  # 5 standard errors
-    torch.testing.assert_close(s.log_expected(torch.tensor([2, 5])).double(), p[[1, 4]].log(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        s.log_expected(torch.tensor([2, 5])).double(), p[[1, 4]].log(), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -1,4 +1,5 @@
-"""The losses over drawn negatives: invariants, the three ways to compute their scores, and the logQ correction."""
+"""The losses over drawn negatives: invariants, the three ways to compute their scores, and the logQ
+correction."""
 
 from __future__ import annotations
 
@@ -80,7 +81,9 @@ def test_gradcheck(way):
 @pytest.mark.parametrize("autocast", [False, True])
 def test_objective_equals_the_naive_loss(share, v, autocast):
     output, table, targets, row = problem(v=v, dtype=torch.float32)
-    objective = build_objective(ObjectiveConfig(loss="sampled-softmax", negatives=9, share=share, temperature=0.5), v)
+    objective = build_objective(
+        ObjectiveConfig(loss="sampled-softmax", negatives=9, share=share, temperature=0.5), v
+    )
     asked = []
 
     def vectors(items):
@@ -146,7 +149,8 @@ def test_gbce_calibration():
 
 
 def estimate(kind, logq, draws_=4000, n=20):
-    """Average, over many draws, of the estimate of Z = sum over all items of exp(score) that the loss makes."""
+    """Average, over many draws, of the estimate of Z = sum over all items of exp(score) that the loss
+    makes."""
     g = torch.Generator().manual_seed(1)
     output, table = torch.randn(1, 4, generator=g), torch.randn(31, 4, generator=g)
     counts = torch.randint(1, 30, (31,), generator=g)
@@ -172,7 +176,8 @@ def test_logq_makes_the_partition_function_unbiased(kind):
 
 
 def test_logq_gradient_is_the_corrected_one():
-    """(1 - P(+)) times the gradient of ``-s+ + log sum exp(s - log q)`` over the negatives alone (RecSys 2025)."""
+    """(1 - P(+)) times the gradient of ``-s+ + log sum exp(s - log q)`` over the negatives alone (RecSys
+    2025)."""
     g = torch.Generator().manual_seed(3)
     positive = torch.randn(6, generator=g).double().requires_grad_()
     negative = torch.randn(6, 9, generator=g).double().requires_grad_()  # corrected already

@@ -11,7 +11,7 @@ from ensuite.objectives import ObjectiveConfig, build_objective
 V, D, T, N = 23, 6, 17, 5
 
 
-@pytest.fixture()
+@pytest.fixture
 def problem():
     rng = np.random.default_rng(7)
     table, output = rng.normal(size=(V + 1, D)), rng.normal(size=(T, D))
@@ -87,7 +87,9 @@ def test_cross_entropy_follows_its_formula(problem, temperature, smoothing):
     table, output, targets, row = problem
     vectors = torch.from_numpy(table)
     objective = build_objective(ObjectiveConfig(temperature=temperature, label_smoothing=smoothing), V)
-    got = objective(torch.from_numpy(output), torch.from_numpy(targets), lambda items: vectors, torch.from_numpy(row))
+    got = objective(
+        torch.from_numpy(output), torch.from_numpy(targets), lambda items: vectors, torch.from_numpy(row)
+    )
     scores = output @ table[1:].T / temperature  # [T, V]: the padding row is no candidate
     log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
     share = np.full((T, V), smoothing / V)

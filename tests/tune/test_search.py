@@ -89,7 +89,7 @@ class Curves:
 
     def __call__(self, model, data, out, *, recipe, seed, overwrite, on_validation):
         out.mkdir(parents=True)
-        cls, config = resolve(model, recipe, seed)
+        _, config = resolve(model, recipe, seed)
         self.asked.append((config.model.last, config.model.decay))
         if len(self.asked) in self.interrupt:
             raise Interrupted("stopped by SIGTERM")

@@ -162,7 +162,7 @@ def _run(path: Path) -> Iterator[Verdict]:
         run = load_run(path)
         if run.items.height != run.model.n_items:
             raise EnsuiteError(
-                f"{path / 'items.parquet'}: {run.items.height:,} rows for {run.model.n_items:,} items; damaged"
+                f"{path / 'items.parquet'}: {run.items.height:,} rows for {run.model.n_items:,} items"
             )
     except FileNotFoundError as error:
         yield "!!", f"{error.filename or path}: missing; train the run again"
@@ -173,7 +173,8 @@ def _run(path: Path) -> Iterator[Verdict]:
     parameters = run.card.get("parameters", 0)
     yield (
         "ok",
-        f"{path}: run of {run.config.name}, {parameters:,} parameters, {run.model.n_items:,} items; loads and can serve",
+        f"{path}: run of {run.config.name}, {run.model.n_items:,} items, {parameters:,} parameters; "
+        "loads and can serve",
     )
     try:
         yield "ok", f"{path}: its dataset is there and the same: {run.dataset().path}"

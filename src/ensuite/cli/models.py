@@ -134,7 +134,11 @@ def _show_one(system: dict[str, Any]) -> None:
     console.print(f"{how}; {escape(system['module'])}\n", highlight=False)
     table = Table("setting", "default", "what it does")
     for setting in system["settings"]:
-        table.add_row(f"--model.{setting['name']}", escape(str(setting["default"])), escape(setting["help"]))
+        table.add_row(
+            "--model." + setting["name"].replace("_", "-"),
+            escape(str(setting["default"])),
+            escape(setting["help"]),
+        )
     console.print(table, highlight=False)
     for section, values in system["recipe"].items():
         console.print(f"default {escape(section)}: {escape(str(dict(values)))}", highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,14 +64,14 @@ def main(argv: list[str]) -> None:
     for note in dataset.card["report"]["notes"]:
         console.print(f"- {escape(note)}", highlight=False)
     console.print(f"\n[bold]{escape(str(given.out))}[/bold]: {dataset.n_events:,} events, ready. Next:")
+    folder = shlex.quote(str(given.out))
     console.print(
-        f"  ensuite train sasrec --data {given.out} --out runs/sasrec", highlight=False, soft_wrap=True
+        escape(f"  ensuite train sasrec --data {folder} --out runs/sasrec"), highlight=False, soft_wrap=True
     )
 
 
 class Shown:
-    """Prints the columns found, and a spinner with the stage once the work has taken longer than
-    ``PATIENCE``."""
+    """Prints the columns found, and a spinner with the stage when the work takes longer than `PATIENCE`."""
 
     def __init__(self, console: Console):
         self.console = console

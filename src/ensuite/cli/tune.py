@@ -88,15 +88,24 @@ def main(argv: list[str]) -> None:
     from ensuite.tune.search import tune
 
     search = tune(
-        arguments.model, arguments.data, out, trials=arguments.trials, recipe=recipe, space=space,
-        storage=arguments.storage, timeout=arguments.timeout, prune=not arguments.no_prune, seed=arguments.seed,
+        arguments.model,
+        arguments.data,
+        out,
+        trials=arguments.trials,
+        recipe=recipe,
+        space=space,
+        storage=arguments.storage,
+        timeout=arguments.timeout,
+        prune=not arguments.no_prune,
+        seed=arguments.seed,
         on_trial=_say,
-    )  # fmt: skip
+    )
     _show(search)
+    name, run = search.model, search.out / "best"
     sys.stdout.write(
-        f"\n{search.recipe}: validation {search.metric} {search.best:.4f}; its run is {search.out / 'best'}. Next:\n"
-        f"  ensuite evaluate {search.out / 'best'}\n"
-        f"  ensuite train {search.model} --data {arguments.data} --out runs/{search.model}-tuned --recipe {search.recipe}\n"
+        f"\n{search.recipe}: validation {search.metric} {search.best:.4f}; its run is {run}. Next:\n"
+        f"  ensuite evaluate {run}\n"
+        f"  ensuite train {name} --data {arguments.data} --out runs/{name}-tuned --recipe {search.recipe}\n"
     )
 
 

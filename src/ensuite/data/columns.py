@@ -20,8 +20,8 @@ GUESSES: dict[str, str] = {
         "gmapid playlistid recipeid hotelid goodsid adid docid itemkey itemidx movie"
     ),
     "time": (
-        "timestamp ts time datetime date timestampms timems eventtime eventtimestamp createdat "
-        "unixreviewtime unixtimestamp reviewdate tdat eventdate when at unixtime playedat day"
+        "timestamp ts timestampms timems unixreviewtime unixtimestamp unixtime time datetime eventtime "
+        "eventtimestamp createdat playedat reviewdate tdat eventdate date when at day"
     ),
     "rating": "rating ratings stars overall score value reviewrating",
     "kind": "kind event eventtype eventname action actiontype behavior behaviour behaviortype type",
@@ -30,6 +30,10 @@ GUESSES: dict[str, str] = {
     "title": "title name itemtitle itemname movietitle productname producttitle productdisplayname",
 }
 """Column names, without case and punctuation, by which a role is guessed; the first that is there wins."""
+
+
+ROLES = ("user", "item", "time", "order", "rating", "kind", "session")
+MANY = 20  # columns that a message lists
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,16 @@ def guess(role: str, names: Sequence[str]) -> str | None:
 def require(where: str, flag: str, name: str, names: Sequence[str]) -> str:
     """Return ``name`` if it is a column; say the nearest one otherwise."""
     if name not in names:
-        hint = did_you_mean(name, names)
-        columns = "" if hint.startswith("known") else f" (columns: {', '.join(names)})"
-        raise EnsuiteError(
-            f"{where}: no column '{name}' (--{flag}); {hint.replace('known:', 'columns:')}{columns}"
-        )
+        near = did_you_mean(name, names)
+        hint = "" if near.startswith("known") else f"{near} "
+        raise EnsuiteError(f"{where}: no column '{name}' (--{flag}); {hint}({say_columns(names)})")
     return name
+
+
+def say_columns(names: Sequence[str]) -> str:
+    """List the columns of a log, not more than fit a message."""
+    rest = f", ... and {len(names) - MANY} more" if len(names) > MANY else ""
+    return f"columns: {', '.join(names[:MANY])}{rest}"
 
 
 def assign_roles(
@@ -76,7 +84,7 @@ def assign_roles(
     order column is guessed only where there is no time.
     """
     roles: dict[str, Role] = {}
-    for role in ("user", "item", "time", "order", "rating", "kind", "session"):
+    for role in ROLES:
         given = getattr(config, role)
         if given is not None:
             roles[role] = Role(
@@ -96,8 +104,7 @@ def assign_roles(
     for role in ("user", "item"):
         if role not in roles:
             raise EnsuiteError(
-                f"{where}: no column looks like the {role}; name it with --{role} (columns: "
-                f"{', '.join(names)})"
+                f"{where}: no column looks like the {role}; name it with --{role} ({say_columns(names)})"
             )
     if roles["user"].column == roles["item"].column:
         raise EnsuiteError(
@@ -108,8 +115,7 @@ def assign_roles(
         if getattr(config, flag) not in (None, ()) and role not in roles:
             option = flag.replace("_", "-")
             raise EnsuiteError(
-                f"{where}: --{option} needs a {role} column; name it with --{role} (columns: "
-                f"{', '.join(names)})"
+                f"{where}: --{option} needs a {role} column; name it with --{role} ({say_columns(names)})"
             )
     kept = [Role(name, require(where, "keep", name, names), "given") for name in config.keep]
     clash = {r.role for r in kept} & set(roles)
@@ -119,4 +125,4 @@ def assign_roles(
             raise EnsuiteError(
                 f"{where}: --keep {extra.column}: an event column of that name is there already; rename it"
             )
-    return [*roles.values(), *kept]
+    return [*(roles[role] for role in ROLES if role in roles), *kept]

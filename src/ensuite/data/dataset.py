@@ -295,6 +295,8 @@ def write_dataset(
         _move_into_place(aside, out)
     except (OSError, pl.exceptions.PolarsError) as error:
         why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        if "requested and" in why:  # all that numpy says of a full disk
+            why = f"no space left, or a limit on file sizes ({why})"
         raise EnsuiteError(f"{out}: cannot be written: {why}; nothing was left behind") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -29,8 +29,7 @@ def check_files(path: Path, files: Mapping[str, Mapping[str, Any]], verify: bool
         if seen[name][0] != want["bytes"]:
             raise EnsuiteError(
                 f"{path / name}: truncated or edited: {seen[name][0]:,} bytes, {want['bytes']:,} were "
-                "written; "
-                "prepare the dataset again"
+                "written; prepare the dataset again"
             )
     try:
         known = {} if verify else json.loads(_stamp(path).read_text())
@@ -47,6 +46,7 @@ def check_files(path: Path, files: Mapping[str, Mapping[str, Any]], verify: bool
 
 
 def size_and_time(file: Path) -> list[int]:
+    """Return what changes when a file does: bytes, modification time (ns), inode."""
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
@@ -57,6 +57,7 @@ def _stamp(path: Path) -> Path:
 
 
 def remember(path: Path, seen: Mapping[str, list[int]]) -> None:
+    """Note that the files of ``path``, as ``seen`` by `size_and_time`, hold what was written."""
     try:
         stamp = _stamp(path)
         stamp.parent.mkdir(parents=True, exist_ok=True)
@@ -68,10 +69,12 @@ def remember(path: Path, seen: Mapping[str, list[int]]) -> None:
 
 
 def card_checksum(card: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a card without its own `checksum`."""
     rest = {key: value for key, value in card.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -95,6 +95,10 @@ def prepare(
         say(Progress("reading", tuple(roles), sample))
     collected = collect(log, roles, config)
     notes = [*log.notes, *collected.notes]
+    if log.format not in ("sequences", "pairs") and not {"time", "order"} & {r.role for r in roles}:
+        notes.append(
+            "no column looks like a time: the rows are taken to be in the order in which things happened"
+        )
     say(Progress("ordering"))
     numbered = number(log, roles, collected, config)
     steps = Steps(collected.steps)
@@ -212,5 +216,7 @@ def _settings(config: PrepareConfig) -> dict[str, Any]:
 def _say_order(config: PrepareConfig, roles: Sequence[Role]) -> str:
     there = {r.role: r.column for r in roles}
     by = [there[role] for role in ("time", "order") if role in there]
+    if not by and config.ties == "source":
+        return "order of the source"
     ties = f"ties shuffled with seed {config.seed}" if config.ties == "shuffle" else "ties in source order"
-    return f"stable by user, {', '.join(by)}; {ties}" if by else f"order of the source; {ties}"
+    return f"stable by {', '.join(['user', *by])}; {ties}"

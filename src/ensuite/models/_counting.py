@@ -67,7 +67,7 @@ class SparseModel(FittedModel):
 
         The product is computed once, sparse, and only the block asked for is ever dense.
         """
-        row, position = (history.items * (weight > 0)).nonzero(as_tuple=True)
+        row, position = history.mask.nonzero(as_tuple=True)
         entries = weight[row, position].cpu().numpy().astype(np.float32)
         columns = history.items[row, position].cpu().numpy()
         shape = (len(history.items), self.n_items + 1)

@@ -52,8 +52,8 @@ class Popularity(FittedModel):
         if self.config.last_days > 0:
             if events.time is None:
                 raise EnsuiteError(
-                    f"popularity: last_days = {self.config.last_days} needs times, and this dataset holds an order only; "
-                    "prepare it with --time COLUMN, or count all events (last_days = 0)"
+                    f"popularity: last_days = {self.config.last_days} needs times, and this dataset holds "
+                    "an order only; prepare it with --time COLUMN, or count all events (last_days = 0)"
                 )
             time = np.asarray(events.time)[rows]
             ticks = round(self.config.last_days * SECONDS_PER_DAY / events.seconds_per_tick)

@@ -10,7 +10,8 @@ from torch import Tensor
 from ensuite.config import config
 
 ItemVectors = Callable[[Tensor | None], Tensor]
-"""``vectors(None)`` gives the vectors of all rows 0..V, [V + 1, D]; ``vectors(items)`` those of rows ``items``, [..., D]."""
+"""``vectors(None)`` gives the vectors of all rows 0..V, [V + 1, D]; ``vectors(items)`` those of rows
+``items``, [..., D]."""
 
 
 class Objective(Protocol):
@@ -28,7 +29,8 @@ class Objective(Protocol):
         vectors
             Gives item vectors, already normalised when the model's similarity is the cosine.
         row
-            Which sequence of the batch each position is of, ascending: [T] int64 (for negatives shared by a sequence).
+            Which sequence of the batch each position is of, ascending: [T] int64 (for negatives shared by a
+            sequence).
         """
         ...
 
@@ -52,7 +54,8 @@ class ObjectiveConfig:
     popularity_power: float = 1.0
     """Popularity sampler: draw in proportion to count ** power."""
     logq: bool = False
-    """Sampled softmax: subtract the log of the expected number of draws (corrected form: not from the positive)."""
+    """Sampled softmax: subtract the log of the expected number of draws (corrected form: not from the
+    positive)."""
     calibration: float = 0.75
     """gBCE: t, 0 = plain BCE, 1 = fully calibrated (gSASRec, equation 12)."""
     exclude_history: bool = False
@@ -63,7 +66,10 @@ class ObjectiveConfig:
             if not condition:
                 raise ValueError(message)
 
-        need(self.temperature > 0, f"temperature = {self.temperature}: it divides the scores, so it must be above 0")
+        need(
+            self.temperature > 0,
+            f"temperature = {self.temperature}: it divides the scores, so it must be above 0",
+        )
         need(0 <= self.label_smoothing < 1, f"label_smoothing = {self.label_smoothing}: a share in [0, 1)")
         need(self.negatives >= 1, f"negatives = {self.negatives}: at least 1")
         need(0 <= self.calibration <= 1, f"calibration = {self.calibration}: between 0 and 1")
@@ -72,13 +78,18 @@ class ObjectiveConfig:
             not self.label_smoothing or self.loss == "cross-entropy",
             f"label_smoothing belongs to loss = cross-entropy, not to {self.loss}",
         )
-        need(not self.logq or self.loss == "sampled-softmax", f"logq belongs to loss = sampled-softmax, not to {self.loss}")
+        need(
+            not self.logq or self.loss == "sampled-softmax",
+            f"logq belongs to loss = sampled-softmax, not to {self.loss}",
+        )
         need(
             not (self.logq and self.exclude_history),
-            "logq with exclude_history: an item that is never drawn has no log-probability; set one of them to false",
+            "logq with exclude_history: an item that is never drawn has no log-probability; "
+            "set one of them to false",
         )
         need(
             not (self.exclude_history and self.share == "batch"),
-            "exclude_history with share = batch: negatives shared by all sequences cannot avoid each one's history; "
+            "exclude_history with share = batch: negatives shared by all sequences cannot avoid "
+            "each one's history; "
             "use share = sequence or position",
         )

@@ -21,13 +21,14 @@ def build_objective(config: ObjectiveConfig, n_items: int, counts: Tensor | None
     n_items
         V, the number of items; rows 1..V.
     counts
-        How often each row 0..V occurs in the training events: [V + 1]. Needed where negatives follow popularity, and for
-        ``logq`` with negatives taken from the batch.
+        How often each row 0..V occurs in the training events: [V + 1]. Needed where negatives follow
+        popularity, and for ``logq`` with negatives taken from the batch.
 
     Raises
     ------
     EnsuiteError
-        If counts are needed and missing, or do not fit the catalogue, or the catalogue is too small for the loss.
+        If counts are needed and missing, or do not fit the catalogue, or the catalogue is too small for the
+        loss.
 
     Examples
     --------
@@ -59,14 +60,20 @@ def build_objective(config: ObjectiveConfig, n_items: int, counts: Tensor | None
 
 def _check(config: ObjectiveConfig, n_items: int, counts: Tensor | None) -> None:
     if n_items < 2:
-        raise EnsuiteError(f"loss {config.loss} compares items, but the catalogue holds {n_items}: it needs at least 2")
+        raise EnsuiteError(
+            f"loss {config.loss} compares items, but the catalogue holds {n_items}: it needs at least 2"
+        )
     reads_counts = config.sampler == "popularity" or (config.logq and config.sampler != "uniform")
     if not reads_counts:
         return
     why = f"sampler = {config.sampler}" + (" with logq" if config.logq else "")
     if counts is None:
-        raise EnsuiteError(f"{why} needs the training counts of the items: none were given; use sampler = uniform")
+        raise EnsuiteError(
+            f"{why} needs the training counts of the items: none were given; use sampler = uniform"
+        )
     if counts.shape != (n_items + 1,):
-        raise EnsuiteError(f"counts has shape {tuple(counts.shape)}; {n_items} items and padding make ({n_items + 1},)")
+        raise EnsuiteError(
+            f"counts has shape {tuple(counts.shape)}; {n_items} items and padding make ({n_items + 1},)"
+        )
     if not bool((counts[1:] > 0).any()) or bool((counts[1:] < 0).any()):
         raise EnsuiteError(f"{why} needs counts of at least 0 with one above it")

@@ -1,10 +1,11 @@
 """Cross-entropy over the whole catalogue, exact, without ever holding the logits of a batch.
 
-Plain: ``F.cross_entropy(output @ vectors.T, targets)`` keeps T x V logits, their softmax and their gradient: 10 GB for
-25,600 positions and 100,000 items. The chunked form visits the logits a cache-full at a time. With ``p = softmax(s)``, the
-gradient of ``logsumexp(s) - s[target]`` with respect to the logits is ``p - onehot(target)``, known as soon as a chunk's
-softmax is: so the forward pass also forms ``dH = (p - onehot) E`` and ``dE = (p - onehot)^T H`` and nothing is recomputed
-(three matrix products, as many as the plain form needs).
+Plain: ``F.cross_entropy(output @ vectors.T, targets)`` keeps T x V logits, their softmax and their gradient:
+10 GB for 25,600 positions and 100,000 items. The chunked form visits the logits a cache-full at a time. With
+``p = softmax(s)``, the gradient of ``logsumexp(s) - s[target]`` with respect to the logits is ``p``
+less 1 at the target: known as soon as a chunk's softmax is. So the forward pass also forms, from that ``g``,
+the gradients ``g E`` and ``g^T H``, and nothing is recomputed: three matrix products, as many as the plain
+form needs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ WHOLE_BYTES = 1 << 27  # the largest chunk of whole rows of logits; longer rows 
 
 
 class CrossEntropy(nn.Module):
-    """Full cross-entropy as an `Objective`: the mean over positions of ``-log softmax(scores / temperature)[target]``.
+    """Full cross-entropy as an `Objective`: the mean of ``-log softmax(scores / temperature)[target]``.
 
     Parameters
     ----------
@@ -54,7 +55,9 @@ def plain_cross_entropy(
     >>> plain_cross_entropy(torch.zeros(2, 4), torch.zeros(11, 4), torch.tensor([1, 10])).exp()
     tensor(10.)
     """
-    logits = (output @ table[1:].T).float() if output.dtype != torch.float64 else output @ table[1:].T  # [T, V]
+    logits = (
+        (output @ table[1:].T).float() if output.dtype != torch.float64 else output @ table[1:].T
+    )  # [T, V]
     return F.cross_entropy(logits / temperature, targets - 1, label_smoothing=label_smoothing)
 
 
@@ -78,8 +81,9 @@ def chunked_cross_entropy(
     targets
         [T] int64, 1..V.
     chunk_rows, block
-        Positions and items in a chunk of logits; chosen from V and the device when not given. With fewer than V items
-        in a block the log-sum-exp is gathered online over the blocks, and the logits are computed twice.
+        Positions and items in a chunk of logits; chosen from V and the device when not given. With fewer than
+        V items in a block the log-sum-exp is gathered online over the blocks, and the logits are computed
+        twice.
 
     Notes
     -----
@@ -124,7 +128,7 @@ class _Task:
 
 
 class _Chunked(torch.autograd.Function):
-    """mean over positions of ``logsumexp(s) - weight * s[target]``, its gradients formed on the way forward."""
+    """The mean of ``logsumexp(s) - weight * s[target]``; its gradients are formed on the way forward."""
 
     @staticmethod
     def forward(
@@ -166,7 +170,7 @@ class _Chunked(torch.autograd.Function):
 
 
 def _plan(n_items: int, device: str) -> tuple[int, int]:
-    """Choose how many positions and items make a chunk (measured on two cores with 1 MB + 16 MB of cache each)."""
+    """Choose how many positions and items make a chunk (measured on two cores with 32 MB of cache)."""
     if device != "cpu":
         rows = WHOLE_BYTES // (4 * n_items)
         return (rows, n_items) if rows >= 256 else (4096, WHOLE_BYTES // (4 * 4096))
@@ -195,17 +199,17 @@ def _whole_rows(task: _Task) -> Tensor:
             task.grad_h[at : at + task.rows] = g @ e
         if task.grad_table is not None:
             _add_product(task.grad_table[1:], g.T, chunk)
-    # Where the target's probability is below the float range, the log-sum-exp is taken from the logits themselves.
+    # Where the target's probability is below the float range, the logits themselves give the log-sum-exp.
     for some in (log_p < -60).nonzero()[:, 0].split(task.rows):
         log_p[some] = score[some] - (h[some] @ e.T).to(task.wide).logsumexp(1)
     return ((1.0 - task.weight) * score - log_p).sum()
 
 
 def _by_blocks(task: _Task) -> Tensor:
-    """Chunks of positions against blocks of items: first the log-sum-exp, then the logits again and the gradients.
+    """Chunks of positions against blocks of items, twice: for the log-sum-exp, then for the gradients.
 
-    The softmax over all items is that over the block times ``exp(log z of the block - log z)``: a factor for each position,
-    laid on its output vector and on its gradient instead of on the logits.
+    The softmax over all items is that over the block times ``exp(log z of the block - log z)``: a factor for
+    each position, laid on its output vector and on its gradient instead of on the logits.
     """
     h, e, n = task.h, task.e, len(task.h)
     firsts = range(0, len(e), task.block)
@@ -240,7 +244,11 @@ def _by_blocks(task: _Task) -> Tensor:
             if task.grad_h is not None:
                 task.grad_h[part].addcmul_((g @ items).to(task.wide), share[part])
             if task.grad_table is not None:
-                _add_product(task.grad_table[1 + first : 1 + first + len(items)], g.T, (h[part] * share[part]).to(h.dtype))
+                _add_product(
+                    task.grad_table[1 + first : 1 + first + len(items)],
+                    g.T,
+                    (h[part] * share[part]).to(h.dtype),
+                )
     return loss
 
 

@@ -1,12 +1,13 @@
 """The loss over one positive and N negatives, and its gradients, in one pass over chunks of positions.
 
-Autograd keeps for the backward pass whatever the forward pass made: the [T, N, D] vectors of the negatives, or the T x V
-scores. Here a chunk's scores give its losses, their derivatives, and at once its part of the gradients, so that memory holds
-one chunk. The scores of a chunk come in one of three ways:
+Autograd keeps for the backward pass whatever the forward pass made: the [T, N, D] vectors of the negatives,
+or the T x V scores. Here a chunk's scores give its losses, their derivatives, and at once its part of the
+gradients, so that memory holds one chunk. The scores of a chunk come in one of three ways:
 
-- *gather*: the vectors of each position's negatives, [R, N, D]; 2 N D multiplications but random reads and writes;
-- *dense*: the scores of all items, [R, V], by a matrix product, N of which are read. On a catalogue of thousands of items
-  this is the faster from a few dozen negatives on;
+- *gather*: the vectors of each position's negatives, [R, N, D]; 2 N D multiplications but random reads and
+  writes;
+- *dense*: the scores of all items, [R, V], by a matrix product, N of which are read. On a catalogue of
+  thousands of items this is the faster from a few dozen negatives on;
 - *shared*: where positions share their negatives, one product with those N vectors.
 """
 
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor
 
 Head = Callable[[Tensor, Tensor], Tensor]
-"""``head(positive [T], negative [T, N])`` gives the loss of each position: [T]. A score of -inf takes no part."""
+"""``head(positive [T], negative [T, N])`` gives the loss of each position: [T]. A score of -inf takes no
+part."""
 
 Way = Literal["gather", "dense", "shared"]
 
@@ -30,7 +32,7 @@ CUDA_CHUNK_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class Drawn:
-    """The negatives of T positions: ``items`` is [T, N], or [S, N] with ``group`` [T], ascending, or [N] for all."""
+    """The negatives of T positions: ``items`` [T, N]; or [S, N] and ``group`` [T], ascending; or [N]."""
 
     items: Tensor
     group: Tensor | None = None
@@ -47,7 +49,7 @@ class Drawn:
         return self.items[first:last] if self.group is None else self.items[self.group[first:last]]
 
     def runs(self, n_positions: int, rows: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (first, last, s): at most ``rows`` neighbouring positions and which of the S rows they share."""
+        """Yield (first, last, s): neighbouring positions, at most ``rows``, that share row s of S."""
         sizes = [n_positions] if self.group is None else torch.bincount(self.group).tolist()
         start = 0
         for s, size in enumerate(sizes):
@@ -81,7 +83,8 @@ def fused_loss(
     bias
         Added to an item's score where it is a negative: [V + 1].
     compact
-        ``table`` holds, instead of all rows, those of ``targets`` and then of ``drawn.items``, in their order.
+        ``table`` holds, instead of all rows, those of ``targets`` and then of ``drawn.items``, in their
+        order.
     """
     return _Fused.apply(output, table, targets, drawn, head, way, bias, compact)
 
@@ -105,7 +108,10 @@ class _Fused(torch.autograd.Function):
         where, drawn_where = targets, drawn
         if compact:
             rows = torch.arange(len(table), device=targets.device)
-            where, drawn_where = rows[: len(targets)], Drawn(rows[len(targets) :].view_as(drawn.items), drawn.group)
+            where, drawn_where = (
+                rows[: len(targets)],
+                Drawn(rows[len(targets) :].view_as(drawn.items), drawn.group),
+            )
         with torch.autocast(device, enabled=False):
             pass_ = _Pass(
                 h=output.detach().to(compute),
@@ -158,7 +164,10 @@ class _Pass:
             last = min(first + rows, n)
             h, target, items = self.h[first:last], self.targets[first:last], self.drawn.at(first, last)
             plus_at, minus_at = self.where[first:last], self.drawn_where.at(first, last).reshape(-1)
-            plus, minus = self.e.index_select(0, plus_at), self.e.index_select(0, minus_at)  # [R, D], [R N, D]
+            plus, minus = (
+                self.e.index_select(0, plus_at),
+                self.e.index_select(0, minus_at),
+            )  # [R, D], [R N, D]
             positive = torch.linalg.vecdot(h, plus)  # [R]
             if count == 1:
                 negative = torch.linalg.vecdot(h, minus)[:, None]  # [R, 1]

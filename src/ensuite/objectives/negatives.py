@@ -1,4 +1,4 @@
-"""Where negatives come from: uniform, popularity, in-batch and mixed samplers, drawn for a position, a sequence or a batch."""
+"""Where negatives come from: a position, a sequence or a batch draws them by popularity, say."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class NegativeSampler(nn.Module):
     negatives
         N, negatives for each position, sequence or batch.
     kind
-        ``uniform``; ``popularity``, in proportion to ``counts ** power``; ``in-batch``, targets of the batch's positions
-        drawn at random; ``mixed``, the first half in-batch and the rest uniform.
+        ``uniform``; ``popularity``, in proportion to ``counts ** power``; ``in-batch``, targets of the
+        batch's positions drawn at random; ``mixed``, the first half in-batch and the rest uniform.
     share
         Whether a draw belongs to one position, to all positions of a sequence, or to the whole batch.
     counts
-        How often each row 0..V occurs in training: [V + 1]. Needed by ``popularity``, and by `log_expected` of the samplers
-        that read the batch.
+        How often each row 0..V occurs in training: [V + 1]. Needed by ``popularity``, and by `log_expected`
+        of the samplers that read the batch.
     power
         Exponent of the counts; 0 is uniform over the items that occur.
     exclude_history
@@ -65,7 +65,9 @@ class NegativeSampler(nn.Module):
         if counts is not None:
             weight = counts[1:].to(torch.float64)
             # Popularity never draws an item of count 0. A batch may hold one that the counts have not seen.
-            weight = torch.where(weight > 0, weight**power, 0.0) if kind == "popularity" else weight.clamp(min=1.0)
+            weight = (
+                torch.where(weight > 0, weight**power, 0.0) if kind == "popularity" else weight.clamp(min=1.0)
+            )
             weight = weight / weight.sum()
         # Not in the state dict: a model is loaded for scoring without its objective.
         self.register_buffer("weight", weight, persistent=False)  # [V], sums to 1
@@ -113,7 +115,7 @@ class NegativeSampler(nn.Module):
         return self._popular(shape, targets) if self.kind == "popularity" else self._uniform(shape, targets)
 
     def log_expected(self, items: Tensor) -> Tensor:
-        """Return the log of how often each of ``items`` is expected among the N negatives of one draw: same shape."""
+        """Return the log of how often each of ``items`` is expected among N negatives: same shape."""
         uniform = 1.0 / self.n_items
         if self.kind == "uniform":
             return torch.full(items.shape, self.negatives * uniform, device=items.device).log_()
@@ -132,20 +134,23 @@ class NegativeSampler(nn.Module):
         return targets[torch.randint(len(targets), shape, generator=self.generator, device=targets.device)]
 
     def _popular(self, shape: tuple[int, int], targets: Tensor) -> Tensor:
-        assert self.keep is not None and self.alias is not None
+        assert self.keep is not None
+        assert self.alias is not None
         index = torch.randint(self.n_items, shape, generator=self.generator, device=targets.device)
         draw = torch.rand(shape, generator=self.generator, device=targets.device)
         return torch.where(draw < self.keep[index], index, self.alias[index]).add_(1)
 
     def _without_history(self, drawn: Tensor, owner: Tensor, targets: Tensor, sequence: Tensor) -> Tensor:
-        """Redraw the forbidden cells a few times, then draw the rest from what is allowed: exact in any case."""
+        """Redraw the forbidden cells a few times, then draw the rest from what is allowed."""
         flat, owners = drawn.view(-1), owner[:, None].expand_as(drawn).reshape(-1)
         history = _History(targets, sequence, self.n_items)
         bad = history.holds(owners, flat).nonzero()[:, 0]
         for _ in range(ROUNDS):
             if not len(bad):
                 return drawn
-            flat[bad] = self.draw((1, len(bad)), targets)[0] if self.kind != "mixed" else self._redraw(bad, targets)
+            flat[bad] = (
+                self.draw((1, len(bad)), targets)[0] if self.kind != "mixed" else self._redraw(bad, targets)
+            )
             bad = bad[history.holds(owners[bad], flat[bad])]
         for owner_of in owners[bad].unique().tolist():
             cells = bad[owners[bad] == owner_of]
@@ -159,7 +164,7 @@ class NegativeSampler(nn.Module):
         return torch.where(in_batch, self._in_batch(shape, targets)[0], self._uniform(shape, targets)[0])
 
     def _allowed(self, n: int, targets: Tensor, forbidden: Tensor) -> Tensor:
-        """Draw ``n`` items outside ``forbidden`` by the sampler's own weights (uniformly, if it gives all of them 0)."""
+        """Draw ``n`` items outside ``forbidden`` by the sampler's weights; uniformly, if those are all 0."""
         uniform = torch.full((self.n_items,), 1.0 / self.n_items, dtype=torch.float64, device=targets.device)
         weight = uniform
         if self.kind == "popularity":
@@ -174,17 +179,17 @@ class NegativeSampler(nn.Module):
             if left.sum() > 0:
                 return _inverse(left.cumsum(0), (1, n), self.generator)[0]
         raise EnsuiteError(
-            f"no negative can be drawn: a sequence's own targets are all {self.n_items} items of the catalogue; "
-            "set exclude_history to false"
+            f"no negative can be drawn: a sequence's own targets are all {self.n_items} items of the "
+            "catalogue; set exclude_history to false"
         )
 
 
 def alias_table(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return (keep, alias), [V] each, so that two random numbers draw index i in proportion to ``weight[i]``.
 
-    Draw i uniformly; keep it with probability ``keep[i]``, else take ``alias[i]`` (Walker, 1977). The items of less than
-    average weight, in ascending order, are topped up by those of more, one after the other; where in this row each stands
-    follows from cumulative sums, so that no loop is needed.
+    Draw i uniformly; keep it with probability ``keep[i]``, else take ``alias[i]`` (Walker, 1977). The items
+    of less than average weight, in ascending order, are topped up by those of more, one after the other;
+    where in this row each stands follows from cumulative sums, so that no loop is needed.
 
     >>> alias_table(torch.tensor([1.0, 3.0]))
     (tensor([0.5000, 1.0000]), tensor([1, 1]))
@@ -211,14 +216,17 @@ def alias_table(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _inverse(cumulative: Tensor, shape: tuple[int, int], generator: torch.Generator | None) -> Tensor:
     """Draw rows 1..V by inverting cumulative weights [V]; an item of weight 0 is never drawn."""
-    draw = torch.rand(shape, generator=generator, dtype=torch.float64, device=cumulative.device) * cumulative[-1]
-    # right=True: the first index whose cumulative weight is above the draw, so that flat steps (weight 0) are skipped.
-    index = torch.searchsorted(cumulative, draw.clamp_(max=cumulative[-1].nextafter(cumulative[0] * 0)), right=True)
-    return index + 1
+    draw = torch.rand(shape, generator=generator, dtype=torch.float64, device=cumulative.device)
+    # right=True finds the first index whose cumulative weight is above the draw: past items of weight 0.
+    index = torch.searchsorted(cumulative, draw * cumulative[-1], right=True)
+    last = torch.searchsorted(
+        cumulative, cumulative[-1:]
+    )  # the last index with weight, should rounding go beyond
+    return torch.minimum(index, last) + 1
 
 
 class _History:
-    """Answers whether (sequence, item) is a target of the batch: by a table when that is small, else by binary search."""
+    """Is (sequence, item) a target of the batch? By a table when that is small, else by binary search."""
 
     def __init__(self, targets: Tensor, sequence: Tensor, n_items: int):
         self.width = n_items + 1

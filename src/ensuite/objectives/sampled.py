@@ -1,7 +1,7 @@
 """Losses over one positive and N drawn negatives: sampled softmax, BCE, gBCE, BPR.
 
-Each is a function of the scores alone, ``positive [T]`` and ``negative [T, N]``. A negative that happens to equal the
-positive has score -inf: it adds nothing to any of the losses, and its gradient is zero.
+Each is a function of the scores alone, ``positive [T]`` and ``negative [T, N]``. A negative that happens to
+equal the positive has score -inf: it adds nothing to any of the losses, and its gradient is zero.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from ensuite.objectives.base import ItemVectors
 from ensuite.objectives.fused import Drawn, Head, Way, fused_loss
 from ensuite.objectives.negatives import NegativeSampler
 
-DENSE_RATIO = 28  # scores of the whole catalogue cost less than N gathered vectors from V / N below this (measured)
+DENSE_RATIO = (
+    28  # scores of the whole catalogue cost less than N gathered vectors from V / N below this (measured)
+)
 RUN_COST = 1400  # a product per sequence costs as much as gathering so many vectors (measured)
 
 
@@ -26,7 +28,7 @@ def softmax_loss(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def bce_loss(positive: Tensor, negative: Tensor) -> Tensor:
-    """Return ``-log sigmoid(s+) - sum log(1 - sigmoid(s-))``: terms added, not averaged (SASRec, section 3.5): [T]."""
+    """Return ``-log sigmoid(s+) - sum log(1 - sigmoid(s-))``, added, not averaged (SASRec, 3.5): [T]."""
     return F.softplus(-positive) + F.softplus(negative).sum(1)
 
 
@@ -36,11 +38,12 @@ def bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def gbce_loss(n_items: int, negatives: int, calibration: float) -> Head:
-    """Return gSASRec's loss, ``-(beta log sigmoid(s+) + sum log(1 - sigmoid(s-))) / (k + 1)``, as a function of scores.
+    """Return gSASRec's ``-(beta log sigmoid(s+) + sum log(1 - sigmoid(s-))) / (k + 1)`` as a head.
 
-    With a sampling rate ``a = k / (V - 1)``, at most 1, ``beta = a (t (1 - 1/a) + 1/a) = 1 - t (1 - a)``. Calibration t = 0
-    gives beta = 1, that is `bce_loss` / (k + 1); t = 1 gives beta = a. Since ``log(sigmoid(s)^beta) = beta log sigmoid(s)``,
-    a softplus gives it at any score; the released code's detour by a changed logit, in float64 with clamps, is not needed.
+    With a sampling rate ``a = k / (V - 1)``, at most 1, ``beta = a (t (1 - 1/a) + 1/a) = 1 - t (1 - a)``.
+    Calibration t = 0 gives beta = 1, that is `bce_loss` / (k + 1); t = 1 gives beta = a. Since
+    ``log(sigmoid(s)^beta) = beta log sigmoid(s)``, a softplus gives it at any score; the released code's
+    detour by a changed logit, in float64 with clamps, is not needed.
     """
     rate = min(1.0, negatives / (n_items - 1))
     beta = 1.0 - calibration * (1.0 - rate)
@@ -67,19 +70,21 @@ class Sampled(nn.Module):
 
     Notes
     -----
-    **Sampled softmax with logq.** The softmax needs ``Z = exp(s+) + sum over the other items of exp(s)``. With N draws from
-    a proposal q, each negative d other than the positive weighted by ``1 / (N q(d))``, the drawn sum is an unbiased estimate
-    of the second part, whatever q; without the weights popular items would be pushed down as often as they are drawn.
-    The usual logQ correction subtracts ``log q`` from the positive too, although the positive is not drawn but always there:
-    "Correcting the LogQ Correction" (Khrylchenko et al., RecSys 2025, arXiv 2507.09331) shows that this is the bias that is
-    left. Their gradient is ``(1 - P(+))`` times that of ``-s+ + log sum over negatives of exp(s - log q)``, where P(+) is
-    the positive's probability under the model: a pair already learnt counts for little. Here the positive stands in the
-    denominator, uncorrected: ``-s+ + log(exp(s+) + sum exp(s - log(N q)))``. Its gradient is the same one, with P(+)
-    estimated from the same draws, so nothing has to be detached, and the value tends to the full cross-entropy as N grows.
+    **Sampled softmax with logq.** The softmax needs ``Z = exp(s+) + sum over the other items of exp(s)``.
+    With N draws from a proposal q, each negative d other than the positive weighted by ``1 / (N q(d))``, the
+    drawn sum is an unbiased estimate of the second part, whatever q; without the weights popular items would
+    be pushed down as often as they are drawn. The usual logQ correction subtracts ``log q`` from the positive
+    too, although the positive is not drawn but always there: "Correcting the LogQ Correction" (Khrylchenko et
+    al., RecSys 2025, arXiv 2507.09331) shows that this is the bias that is left. Their gradient is ``(1 -
+    P(+))`` times that of ``-s+ + log sum over negatives of exp(s - log q)``, where P(+) is the positive's
+    probability under the model: a pair already learnt counts for little. Here the positive stands in the
+    denominator, uncorrected: ``-s+ + log(exp(s+) + sum exp(s - log(N q)))``. Its gradient is the same one,
+    with P(+) estimated from the same draws, so nothing has to be detached, and the value tends to the full
+    cross-entropy as N grows.
 
-    **Without logq** (plain form, as HSTU's released code): the same with the weights left out. The best scores are then
-    ``log(p(item | history) / q(item))`` up to a constant: under uniform draws they rank as they should, under popularity or
-    in-batch draws they are tilted towards rare items.
+    **Without logq** (plain form, as HSTU's released code): the same with the weights left out. The best
+    scores are then ``log(p(item | history) / q(item))`` up to a constant: under uniform draws they rank as
+    they should, under popularity or in-batch draws they are tilted towards rare items.
     """
 
     def __init__(self, head: Head, sampler: NegativeSampler, temperature: float = 1.0, logq: bool = False):
@@ -100,7 +105,9 @@ class Sampled(nn.Module):
         if self.logq:
             bias = -self.sampler.log_expected(torch.arange(n_items + 1, device=output.device))
         if n_items < 2 * (len(targets) + drawn.items.numel()):
-            return fused_loss(output, vectors(None), targets, drawn, self.head, choose_way(drawn, targets, n_items), bias)
+            return fused_loss(
+                output, vectors(None), targets, drawn, self.head, choose_way(drawn, targets, n_items), bias
+            )
         # Few rows of a large table: a table of those alone.
         table = vectors(torch.cat([targets, drawn.items.reshape(-1)]))  # [T + draws, D]
         way = choose_way(drawn, targets, None)
@@ -108,7 +115,7 @@ class Sampled(nn.Module):
 
 
 def choose_way(drawn: Drawn, targets: Tensor, n_items: int | None) -> Way:
-    """Choose how scores are computed by the measured cost of each way; ``n_items`` None: no table of all items is there."""
+    """Choose the way of least measured cost; ``n_items`` None says that no table of all items is there."""
     if drawn.items.ndim == 1:
         return "shared"
     if drawn.group is not None and drawn.count * len(targets) > RUN_COST * len(drawn.items):

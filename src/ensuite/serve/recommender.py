@@ -171,8 +171,8 @@ class Recommender:
             )
         if times is None and self.model.needs_times():
             raise EnsuiteError(
-                f"{name} has no times, which this {type(self.model).__name__} reads: give (item id, time) tuples "
-                "(on the command line --times, one for each item)"
+                f"{name} has no times, which this {type(self.model).__name__} reads: give (item id, time) "
+                "tuples (on the command line --times, one for each item)"
             )
         kept = None if times is None else [time for time, row in zip(times, rows) if row]
         return [row for row in rows if row], kept, unknown

@@ -32,7 +32,8 @@ def read_histories(history: Iterable[Any]) -> tuple[list[list[Any]], bool]:
     many = any(isinstance(event, list) for event in events)
     if many and not all(isinstance(event, list) for event in events):
         raise EnsuiteError(
-            "a history holds item ids or (item id, time) tuples, many histories are a list of lists; these are mixed"
+            "a history holds item ids or (item id, time) tuples, many histories are a list of lists; "
+            "these are mixed"
         )
     histories = events if many else [events]
     for number, one in enumerate(histories, 1):

@@ -21,7 +21,7 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     least = scores.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)  # [B, 1]
     above, equal = scores > least, scores == least
     room = k - above.sum(1, keepdim=True)
-    kept = above | (equal & (equal.cumsum(1) <= room))  # exactly k in each row
+    kept = above | (equal & (equal.cumsum(1, dtype=torch.int32) <= room))  # exactly k in each row
     column = kept.nonzero()[:, 1].view(len(scores), k)
     values, order = scores.gather(1, column).sort(dim=1, descending=True, stable=True)
     return values, column.gather(1, order)

@@ -63,9 +63,9 @@ class Display:
         if self.shown:
             values = "  ".join(f"{name} [{'bold ' if name == chosen else ''}cyan]{value:.4f}[/]" for name, value in metrics.items())
             loss = "" if self.loss is None else f"loss {self.loss:.4f}  "
-            self.console.print(f"epoch {epoch:>3}  {loss}validation {values}{'  [green]best[/]' if best else ''}", highlight=False)
+            self.console.print(f"epoch {epoch:>3}  {loss}validation {values}{'  [green]best[/]' if best else ''}", highlight=False, soft_wrap=True)
 
     def finished(self, why: str, epochs: int, best_epoch: int, seconds: float) -> None:
         """Say why training ended and which weights were kept."""
         if self.shown and epochs:
-            self.console.print(f"{why} after {epochs} epochs, {seconds:,.0f} s; weights of epoch {best_epoch} kept", highlight=False)
+            self.console.print(f"{why} after {epochs} epochs, {seconds:,.0f} s; weights of epoch {best_epoch} kept", highlight=False, soft_wrap=True)

@@ -298,7 +298,7 @@ def _keep_best(study: Any, value: float, folder: Path, best: Path) -> None:
 def _write_best(search: Search, dataset: Dataset) -> None:
     best = search.best_trial
     head = (
-        f"# {search.model} on {dataset.card.get('name', dataset.path.name)}: validation {search.metric} {best.value:.4f}, "
-        f"trial {best.number} of {len(search.study.trials)}\n"
+        f"# {search.model} on {dataset.card.get('name', dataset.path.name)}: validation {search.metric} "
+        f"{best.value:.4f}, trial {best.number} of {len(search.study.trials)}\n"
     )
     write_text(search.recipe, head + yaml.safe_dump(best.user_attrs["config"], sort_keys=False))

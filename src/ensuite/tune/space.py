@@ -1,9 +1,11 @@
 """What is searched: for each key of a recipe a range or a list of choices, built in or read from YAML.
 
-training.lr: {low: 0.0003, high: 0.01, log: true}
-model:
-  dim: [32, 64, 128]
-  dropout: {low: 0.0, high: 0.6, step: 0.1}
+    training.lr: {low: 0.0003, high: 0.01, log: true}
+    model:
+      dim: [32, 64, 128]
+      dropout: {low: 0.0, high: 0.6, step: 0.1}
+
+Keys are dotted or nested, as one likes.
 """
 
 from __future__ import annotations
