@@ -3,10 +3,12 @@
     ensuite prepare ml-1m --from ml-1m.zip --min-user 5 --min-item 5 --out data/ml-1m
     python -m venv .venv-rectools && .venv-rectools/bin/pip install torch==2.13.0 "rectools[torch]==0.19.0"
     python -m venv .venv-replay   && .venv-replay/bin/pip install torch==2.13.0 "replay-rec[torch]==0.22.0"
-    python benchmarks/training.py --data data/ml-1m --rectools .venv-rectools/bin/python --replay .venv-replay/bin/python
+    python benchmarks/training.py --data data/ml-1m --rectools .venv-rectools/bin/python --replay
+    .venv-replay/bin/python
 
-Every contestant runs in a process of its own, with `--threads` threads; an epoch's time is that of the training loop alone, the
-best of `--epochs` (the spread is kept). Peers have environments of their own: they cannot share one with current libraries.
+Every contestant runs in a process of its own, with `--threads` threads; an epoch's time is that of the
+training loop alone, the best of `--epochs` (the spread is kept). Peers have environments of their own: they
+cannot share one with current libraries.
 """
 
 from __future__ import annotations
@@ -73,7 +75,10 @@ def main(options: Options) -> None:
                         continue
                     sys.stderr.write(f"{peer} {loss} ...\n")
                     source = str(options.data) if peer == "ensuite" else str(log)
-                    rows.append(run(peer, python, loss, source, options) | {"data": dataset.card.get("name", options.data.name)})
+                    rows.append(
+                        run(peer, python, loss, source, options)
+                        | {"data": dataset.card.get("name", options.data.name)}
+                    )
     show(rows)
     fresh = not options.out.exists()
     with options.out.open("a", newline="") as file:
@@ -89,7 +94,9 @@ def export(dataset: Dataset, path: Path) -> None:
     user = np.repeat(np.arange(1, dataset.n_users + 1), events.lengths)
     item = events.item_idx[events.rows()]
     order = np.arange(len(user))
-    np.savetxt(path, np.stack([user, item, order], 1), fmt="%d", delimiter=",", header="user,item,order", comments="")
+    np.savetxt(
+        path, np.stack([user, item, order], 1), fmt="%d", delimiter=",", header="user,item,order", comments=""
+    )
 
 
 def run(peer: str, python: Path, loss: str, source: str, options: Options) -> dict[str, object]:
@@ -98,7 +105,10 @@ def run(peer: str, python: Path, loss: str, source: str, options: Options) -> di
         str(python), str(HERE / "peers" / f"{peer}_sasrec.py"), source, loss,
         *map(str, (options.dim, options.length, options.batch, options.epochs, options.threads)),
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(options.threads),
+        "MKL_NUM_THREADS": str(options.threads),
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{peer} failed:\n{done.stderr[-3000:]}")
@@ -114,10 +124,21 @@ def run(peer: str, python: Path, loss: str, source: str, options: Options) -> di
 def show(rows: list[dict[str, object]]) -> None:
     """Print the table, with ratios against the best peer of each loss."""
     table = Table(title="SASRec, seconds per epoch")
-    for name in ("loss", "who", "version", "s/epoch (best)", "slowest", "best peer / ours", "full top-10, s", "peak MB"):
+    for name in (
+        "loss",
+        "who",
+        "version",
+        "s/epoch (best)",
+        "slowest",
+        "best peer / ours",
+        "full top-10, s",
+        "peak MB",
+    ):
         table.add_column(name, justify="right")
     for row in rows:
-        peers = [float(r["seconds_per_epoch"]) for r in rows if r["loss"] == row["loss"] and r["peer"] != "ensuite"]  # type: ignore[arg-type]
+        peers = [
+            float(r["seconds_per_epoch"]) for r in rows if r["loss"] == row["loss"] and r["peer"] != "ensuite"
+        ]  # type: ignore[arg-type]
         ours = row["peer"] == "ensuite" and peers
         ratio = f"{min(peers) / float(row['seconds_per_epoch']):.2f}" if ours else ""  # type: ignore[arg-type]
         table.add_row(

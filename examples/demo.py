@@ -1,4 +1,5 @@
-"""The main job on real data in a few minutes: what `make demo` runs. Each step prints the command that does the same."""
+"""The main job on real data in a few minutes: what `make demo` runs. Each step prints the command that does
+the same."""
 
 from __future__ import annotations
 
@@ -31,13 +32,16 @@ def main() -> None:
     console.print(Rule("2. Three baselines and SASRec"))
     for name in ("popularity", "recency", "item-knn"):
         run(f"ensuite train {name} --data {DATA} --out {RUNS / name} --overwrite")
-    run(f"ensuite train sasrec --data {DATA} --out {RUNS / 'sasrec'} --recipe recipes/sasrec/ml-small.yaml --overwrite")
+    recipe = "recipes/sasrec/ml-small.yaml"
+    run(f"ensuite train sasrec --data {DATA} --out {RUNS / 'sasrec'} --recipe {recipe} --overwrite")
     console.print(Rule("3. Which one is best, and is that more than chance?"))
     runs = " ".join(str(RUNS / name) for name in ("popularity", "recency", "item-knn", "sasrec"))
     run(f"ensuite compare {runs} --out {REPORT}")
     console.print(Rule("4. What comes next: for a real user, and for a history given by hand"))
     run(f"ensuite recommend {RUNS / 'sasrec'} --user 15 --k 10")
-    console.print("\nSomeone who liked Star Wars (260), The Empire Strikes Back (1196) and The Matrix (2571):")
+    console.print(
+        "\nSomeone who liked Star Wars (260), The Empire Strikes Back (1196) and The Matrix (2571):"
+    )
     run(f"ensuite recommend {RUNS / 'sasrec'} --history 260 1196 2571 --k 10")
     console.print(Rule(f"Done in {time.perf_counter() - began:,.0f} s. Go on with"))
     console.print(
@@ -45,7 +49,8 @@ def main() -> None:
   the report         open {REPORT / "report.html"} in a browser
   your own data      ensuite prepare log.csv --user uid --item sku --time ts --out data/own
   another model      ensuite models
-                     ensuite train hstu --data {DATA} --out {RUNS / "hstu"} && ensuite compare {RUNS}/* --out {REPORT} --overwrite
+                     ensuite train hstu --data {DATA} --out {RUNS / "hstu"}
+                     ensuite compare {RUNS}/* --out {REPORT}
   better settings    ensuite tune sasrec --data {DATA} --trials 20
   a longer read      docs/quick-start.md""",
         highlight=False,

@@ -18,11 +18,16 @@ torch.set_num_threads(1)
 
 
 def make_dataset(
-    out: Path, sequences: Sequence[Sequence[int]], times: Sequence[Sequence[int]] | None = None, n_items: int = 0
+    out: Path,
+    sequences: Sequence[Sequence[int]],
+    times: Sequence[Sequence[int]] | None = None,
+    n_items: int = 0,
 ) -> Dataset:
-    """Write a leave-one-out dataset of item rows; item ids are ten times the rows, user ids are u0, u1, ..."""
+    """Write a leave-one-out dataset of item rows; item ids are ten times the rows, user ids are u0, u1,
+    ..."""
     lengths = np.array([len(s) for s in sequences])
     n_items = n_items or max(max(s) for s in sequences)
+    ids = np.arange(1, n_items + 1)
     kept = np.where(lengths >= 3, lengths, lengths + 2)  # short users are trained on only
     return write_dataset(
         out,
@@ -30,10 +35,14 @@ def make_dataset(
         item_idx=np.concatenate([np.asarray(s) for s in sequences]),
         time=None if times is None else np.concatenate([np.asarray(t) for t in times]),
         split=Split(kept - 2, np.minimum(kept - 1, lengths), lengths),
-        items=pl.DataFrame({"item_id": np.arange(1, n_items + 1) * 10, "title": [f"item {i}" for i in range(1, n_items + 1)]}),
+        items=pl.DataFrame({"item_id": ids * 10, "title": [f"item {i}" for i in ids]}),
         users=pl.DataFrame({"user_id": [f"u{i}" for i in range(len(sequences))]}),
         columns={},
-        card={"time_unit": None if times is None else "s", "split": {"kind": "leave-one-out", "targets": "next"}, "name": "tiny"},
+        card={
+            "time_unit": None if times is None else "s",
+            "split": {"kind": "leave-one-out", "targets": "next"},
+            "name": "tiny",
+        },
     )  # fmt: skip
 
 

@@ -35,7 +35,14 @@ with tempfile.TemporaryDirectory() as work:
         began = time.perf_counter()
         compute_metrics(compute_ranks(run.model, events, cases), ("ndcg@10", "hr@10"))
         took.append(time.perf_counter() - began)
-print(json.dumps({
-    "version": __version__, "epochs": walls, "overhead": round(1 - busy / sum(walls), 4), "rank_seconds": min(took),
-    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-}))  # fmt: skip
+print(
+    json.dumps(
+        {
+            "version": __version__,
+            "epochs": walls,
+            "overhead": round(1 - busy / sum(walls), 4),
+            "rank_seconds": min(took),
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+    )
+)

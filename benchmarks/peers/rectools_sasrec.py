@@ -1,4 +1,4 @@
-"""Time RecTools' SASRecModel: TRAIN.csv LOSS DIM LENGTH BATCH EPOCHS THREADS. Runs in an environment of its own."""
+"""Time RecTools' SASRecModel: TRAIN.csv LOSS DIM LENGTH BATCH EPOCHS THREADS. In its own environment."""
 
 import json
 import resource
@@ -19,9 +19,14 @@ source, loss = sys.argv[1:3]
 dim, length, batch, epochs, threads = map(int, sys.argv[3:])
 torch.set_num_threads(threads)
 log = pd.read_csv(source)
-log = pd.DataFrame({
-    Columns.User: log.user, Columns.Item: log.item, Columns.Weight: 1.0, Columns.Datetime: pd.to_datetime(log.order, unit="s"),
-})
+log = pd.DataFrame(
+    {
+        Columns.User: log.user,
+        Columns.Item: log.item,
+        Columns.Weight: 1.0,
+        Columns.Datetime: pd.to_datetime(log.order, unit="s"),
+    }
+)
 dataset = Dataset.construct(log)
 walls = []
 
@@ -35,18 +40,39 @@ class Stopwatch(pl.Callback):
 
 
 def build_trainer():
-    quiet = {"enable_progress_bar": False, "logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    quiet = {
+        "enable_progress_bar": False,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+    }
     return pl.Trainer(accelerator="cpu", max_epochs=epochs, callbacks=[Stopwatch()], **quiet)
 
 
 model = SASRecModel(
-    n_blocks=2, n_heads=1, n_factors=dim, dropout_rate=0.2, session_max_len=length, batch_size=batch, lr=1e-3, epochs=epochs,
-    loss={"bce": "BCE", "ce": "softmax"}[loss], n_negatives=1, get_trainer_func=build_trainer, recommend_torch_device="cpu",
+    n_blocks=2,
+    n_heads=1,
+    n_factors=dim,
+    dropout_rate=0.2,
+    session_max_len=length,
+    batch_size=batch,
+    lr=1e-3,
+    epochs=epochs,
+    loss={"bce": "BCE", "ce": "softmax"}[loss],
+    n_negatives=1,
+    get_trainer_func=build_trainer,
+    recommend_torch_device="cpu",
 )
 model.fit(dataset)
 began = time.perf_counter()
 model.recommend(users=log[Columns.User].unique(), dataset=dataset, k=10, filter_viewed=True)
-print(json.dumps({
-    "version": version("rectools"), "epochs": walls, "rank_seconds": time.perf_counter() - began,
-    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-}))
+print(
+    json.dumps(
+        {
+            "version": version("rectools"),
+            "epochs": walls,
+            "rank_seconds": time.perf_counter() - began,
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+    )
+)

@@ -30,15 +30,23 @@ torch.set_num_threads(threads)
 log = pl.read_csv(source)
 n_items = int(log["item"].max())
 sequences = (
-    log.sort("user", "order").group_by("user", maintain_order=True).agg((pl.col("item") - 1).alias("item_id"))
+    log.sort("user", "order")
+    .group_by("user", maintain_order=True)
+    .agg((pl.col("item") - 1).alias("item_id"))
     .select(pl.col("user").alias("user_id") - 1, "item_id")
-)  # fmt: skip
+)
 
 
 def feature(name, sequential, count, hint, **more):
     where = [TensorFeatureSource(FeatureSource.INTERACTIONS, name)]
     return TensorFeatureInfo(
-        name, is_seq=sequential, feature_type=FeatureType.CATEGORICAL, cardinality=count, feature_hint=hint, feature_sources=where, **more
+        name,
+        is_seq=sequential,
+        feature_type=FeatureType.CATEGORICAL,
+        cardinality=count,
+        feature_hint=hint,
+        feature_sources=where,
+        **more,
     )
 
 
@@ -46,10 +54,17 @@ item = feature("item_id", True, n_items, FeatureHint.ITEM_ID, embedding_dim=dim,
 schema = TensorSchema([item, feature("user_id", False, sequences.height, FeatureHint.QUERY_ID)])
 transforms = make_default_sasrec_transforms(TensorSchema([schema["item_id"]]))
 model = SasRec.from_params(
-    schema=TensorSchema([schema["item_id"]]), embedding_dim=dim, num_heads=1, num_blocks=2, max_sequence_length=length, dropout=0.2
+    schema=TensorSchema([schema["item_id"]]),
+    embedding_dim=dim,
+    num_heads=1,
+    num_blocks=2,
+    max_sequence_length=length,
+    dropout=0.2,
 )
 if loss == "bce":
-    transforms["train"].insert(0, UniformNegativeSamplingTransform(cardinality=n_items, num_negative_samples=1))
+    transforms["train"].insert(
+        0, UniformNegativeSamplingTransform(cardinality=n_items, num_negative_samples=1)
+    )
     model.loss = BCESampled()
 else:
     model.loss = CE(ignore_index=n_items)
@@ -75,24 +90,43 @@ with tempfile.TemporaryDirectory() as work:
         metadata={
             "train": {"item_id": {"shape": length + 1, "padding": n_items}, "user_id": {}},
             "predict": {
-                "item_id": {"shape": length, "padding": n_items}, "seen_ids": {"shape": longest, "padding": n_items}, "user_id": {},
+                "item_id": {"shape": length, "padding": n_items},
+                "seen_ids": {"shape": longest, "padding": n_items},
+                "user_id": {},
             },
         },
-        transforms={name: transforms[name] for name in ("train", "predict")}, train_path=train_path, predict_path=predict_path,
-    )  # fmt: skip
+        transforms={name: transforms[name] for name in ("train", "predict")},
+        train_path=train_path,
+        predict_path=predict_path,
+    )
     quiet = {
-        "accelerator": "cpu", "enable_progress_bar": False, "logger": False, "enable_checkpointing": False, "enable_model_summary": False,
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
     }
     module = LightningModule(model)
-    L.Trainer(max_epochs=epochs, callbacks=[Stopwatch()], limit_val_batches=0, **quiet).fit(module, datamodule=data)
+    L.Trainer(max_epochs=epochs, callbacks=[Stopwatch()], limit_val_batches=0, **quiet).fit(
+        module, datamodule=data
+    )
     top = PolarsTopItemsCallback(
-        top_k=10, query_column="user_id", item_column="item_id", postprocessors=[SeenItemsFilter(item_count=n_items)]
+        top_k=10,
+        query_column="user_id",
+        item_column="item_id",
+        postprocessors=[SeenItemsFilter(item_count=n_items)],
     )
     began = time.perf_counter()
     L.Trainer(callbacks=[top], **quiet).predict(module, datamodule=data, return_predictions=False)
     top.get_result()
     took = time.perf_counter() - began
-print(json.dumps({
-    "version": version("replay-rec"), "epochs": walls, "rank_seconds": took,
-    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-}))
+print(
+    json.dumps(
+        {
+            "version": version("replay-rec"),
+            "epochs": walls,
+            "rank_seconds": took,
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+    )
+)

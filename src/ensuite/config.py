@@ -1,4 +1,5 @@
-"""Configuration: one typed dataclass per thing; the command line and YAML are made from it, never beside it."""
+"""Configuration: one typed dataclass per thing; the command line and YAML are made from it, never beside
+it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ T = TypeVar("T")
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def config(cls: type[T]) -> type[T]:
-    """Class decorator: a frozen, keyword-only dataclass whose values are checked and whose unknown keys are refused.
+    """Class decorator: a frozen, keyword-only dataclass whose values are checked and whose unknown keys are
+    refused.
 
     A string literal under a field is its help text on the command line.
     """
@@ -83,7 +85,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise EnsuiteError(f"{path}: a mapping of keys to values is needed, this holds a {type(value).__name__}")
+        raise EnsuiteError(
+            f"{path}: a mapping of keys to values is needed, this holds a {type(value).__name__}"
+        )
     return value
 
 

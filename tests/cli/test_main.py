@@ -16,7 +16,9 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 def modules_after(code: str) -> set[str]:
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; {code}; sys.stderr.write(' '.join(sys.modules))"], capture_output=True, text=True
+        [sys.executable, "-c", f"import sys; {code}; sys.stderr.write(' '.join(sys.modules))"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return set(done.stderr.split())
@@ -49,8 +51,14 @@ def test_mistakes_are_one_line_and_status_2(ensuite: Cli) -> None:
         (["trian"], "did you mean 'train'?"),
         (["train", "sasrek", "--data", "x", "--out", "y"], "did you mean 'sasrec'?"),
         (["train", "sasrec", "--data", "nowhere", "--out", "y"], "nowhere: no such dataset folder"),
-        (["train", "sasrec", "--data", "x", "--out", "y", "--recipe", "none.yaml"], "none.yaml: no such file"),
-        (["train", "sasrec", "--data", "x", "--out", "y", "--model.dim", "0"], "dim, max_length and init_std are positive"),
+        (
+            ["train", "sasrec", "--data", "x", "--out", "y", "--recipe", "none.yaml"],
+            "none.yaml: no such file",
+        ),
+        (
+            ["train", "sasrec", "--data", "x", "--out", "y", "--model.dim", "0"],
+            "dim, max_length and init_std are positive",
+        ),
     ]:
         done = ensuite(*argv, check=False)
         assert done.returncode == 2, done

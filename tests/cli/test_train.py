@@ -19,19 +19,51 @@ from safetensors.torch import load_file, save_file
 from ensuite.data.dataset import Dataset
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
-SMALL = ["--model.dim", "16", "--model.blocks", "1", "--model.max-length", "8", "--training.batch-size", "16", "--quiet"]
+SMALL = [
+    "--model.dim",
+    "16",
+    "--model.blocks",
+    "1",
+    "--model.max-length",
+    "8",
+    "--training.batch-size",
+    "16",
+    "--quiet",
+]
 
 
 def test_help_shows_every_setting_with_its_default(ensuite: Cli) -> None:
     text = ensuite("train", "sasrec", "--help").stdout
-    for flag in ("--model.dim", "--objective.loss", "--samples.kind", "--training.lr", "--resume", "--recipe"):
+    for flag in (
+        "--model.dim",
+        "--objective.loss",
+        "--samples.kind",
+        "--training.lr",
+        "--resume",
+        "--recipe",
+    ):
         assert flag in text
     assert "torchrun" in ensuite("train", "--help").stdout
 
 
 def test_defaults_then_recipe_then_command_line(ensuite: Cli, cycle: Dataset, tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text("model: {dim: 8, blocks: 1}\ntraining: {lr: 0.5, epochs: 1}\nobjective: {loss: bce}\n")
-    done = ensuite("train", "sasrec", "--data", cycle.path, "--out", "run", "--recipe", "r.yaml", "--model.dim", 12, "--seed", 5)
+    (tmp_path / "r.yaml").write_text(
+        "model: {dim: 8, blocks: 1}\ntraining: {lr: 0.5, epochs: 1}\nobjective: {loss: bce}\n"
+    )
+    done = ensuite(
+        "train",
+        "sasrec",
+        "--data",
+        cycle.path,
+        "--out",
+        "run",
+        "--recipe",
+        "r.yaml",
+        "--model.dim",
+        12,
+        "--seed",
+        5,
+    )
     config = (tmp_path / "run" / "config.yaml").read_text()
     for line in ("dim: 12", "blocks: 1", "lr: 0.5", "loss: bce", "seed: 5", "heads: 1"):
         assert line in config
@@ -39,12 +71,17 @@ def test_defaults_then_recipe_then_command_line(ensuite: Cli, cycle: Dataset, tm
     assert "best" in done.stderr, "validation is shown in passing"
 
 
-def test_sigterm_saves_and_resume_gives_the_same_weights(ensuite: Cli, cycle: Dataset, tmp_path: Path) -> None:
+def test_sigterm_saves_and_resume_gives_the_same_weights(
+    ensuite: Cli, cycle: Dataset, tmp_path: Path
+) -> None:
     long = [*SMALL, "--training.epochs", "60", "--training.patience", "0"]
     command = ["train", "sasrec", "--data", str(cycle.path), *long]
     ensuite(*command, "--out", "whole")
     started = subprocess.Popen(
-        [sys.executable, "-m", "ensuite", *command, "--out", "broken"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "ensuite", *command, "--out", "broken"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     log = tmp_path / "broken" / "metrics.jsonl"
     while not (log.exists() and len(log.read_text().splitlines()) >= 4):
@@ -71,7 +108,9 @@ def test_broken_checkpoints_are_refused_by_name(ensuite: Cli, cycle: Dataset, tr
     whole = path.read_bytes()
 
     def resume() -> str:
-        done = ensuite("train", "sasrec", "--data", cycle.path, "--out", "run", "--resume", "--quiet", check=False)
+        done = ensuite(
+            "train", "sasrec", "--data", cycle.path, "--out", "run", "--resume", "--quiet", check=False
+        )
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
         return done.stderr
@@ -116,19 +155,48 @@ def test_full_disk_keeps_the_checkpoint_before(trained: Path, monkeypatch: pytes
 
 
 def test_two_processes_give_the_metrics_of_one(ensuite: Cli, cycle: Dataset, tmp_path: Path) -> None:
-    """Trained without dropout on two processes: the same batches, the same gradients, the same metrics to the last digit."""
-    flags = ["--data", str(cycle.path), *SMALL, "--model.dropout", "0", "--training.epochs", "3", "--training.lr", "0.01"]
+    """Trained without dropout on two processes: the same batches, the same gradients, the same metrics to the
+    last digit."""
+    flags = [
+        "--data",
+        str(cycle.path),
+        *SMALL,
+        "--model.dropout",
+        "0",
+        "--training.epochs",
+        "3",
+        "--training.lr",
+        "0.01",
+    ]
     ensuite("train", "sasrec", *flags, "--out", "one")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517", "-m", "ensuite"]
-    subprocess.run([*torchrun, "train", "sasrec", *flags, "--out", "two"], cwd=tmp_path, check=True, env=environment)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29517",
+        "-m",
+        "ensuite",
+    ]
+    subprocess.run(
+        [*torchrun, "train", "sasrec", *flags, "--out", "two"], cwd=tmp_path, check=True, env=environment
+    )
     logs = [
-        [json.loads(line)["metrics"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines() if '"valid"' in line]
+        [
+            json.loads(line)["metrics"]
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+            if '"valid"' in line
+        ]
         for name in ("one", "two")
     ]
     assert len(logs[0]) == 3
     assert logs[0] == logs[1]
     ensuite("evaluate", "two", "--json", "one.json")
-    subprocess.run([*torchrun, "evaluate", "two", "--json", "two.json"], cwd=tmp_path, check=True, env=environment)
+    subprocess.run(
+        [*torchrun, "evaluate", "two", "--json", "two.json"], cwd=tmp_path, check=True, env=environment
+    )
     one, two = (json.loads((tmp_path / f"{name}.json").read_text())["metrics"] for name in ("one", "two"))
     assert one == two

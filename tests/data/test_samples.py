@@ -31,7 +31,9 @@ def read_all(samples: Samples, epoch: int = 0) -> list[tuple[int, tuple[int, ...
     found = []
     for step in range(len(samples)):
         batch = samples.batch(epoch, step)
-        for user, items, targets in zip(batch.user.tolist(), batch.history.items.numpy(), batch.targets.numpy()):
+        for user, items, targets in zip(
+            batch.user.tolist(), batch.history.items.numpy(), batch.targets.numpy()
+        ):
             n = int((items > 0).sum())
             assert (items[n:] == 0).all(), "padding is on the right"
             assert (targets[n:] == 0).all()
@@ -40,7 +42,9 @@ def read_all(samples: Samples, epoch: int = 0) -> list[tuple[int, tuple[int, ...
 
 
 @given(LOGS, st.integers(1, 5), st.integers(1, 4))
-def test_every_position_is_the_last_window_shifted_by_one(sequences: list[list[int]], length: int, batch: int) -> None:
+def test_every_position_is_the_last_window_shifted_by_one(
+    sequences: list[list[int]], length: int, batch: int
+) -> None:
     wanted = sorted(
         (u, tuple(s[-length - 1 : -1]), tuple(s[-length:] if len(s) > length else s[1:]))
         for u, s in enumerate(sequences) if len(s) > 1
@@ -57,7 +61,9 @@ def test_every_position_is_the_last_window_shifted_by_one(sequences: list[list[i
 
 @given(LOGS.filter(lambda log: any(len(s) > 1 for s in log)), st.integers(1, 5))
 def test_prefixes_ask_for_every_event_but_the_first_once(sequences: list[list[int]], length: int) -> None:
-    samples = Samples(make_events(sequences), SamplesConfig(kind="prefixes"), max_length=length, batch_size=3, seed=1)
+    samples = Samples(
+        make_events(sequences), SamplesConfig(kind="prefixes"), max_length=length, batch_size=3, seed=1
+    )
     wanted = sorted(
         (u, tuple(s[max(0, t - length) : t]), (0,) * (min(t, length) - 1) + (s[t],))
         for u, s in enumerate(sequences) for t in range(1, len(s))
@@ -78,13 +84,23 @@ def test_sliding_windows_cover_every_target(sequences: list[list[int]], length: 
 
 def test_last_position_asks_once() -> None:
     samples = Samples(
-        make_events([[1, 2, 3, 4], [5, 6]]), SamplesConfig(kind="last-position"), max_length=2, batch_size=2, seed=1
+        make_events([[1, 2, 3, 4], [5, 6]]),
+        SamplesConfig(kind="last-position"),
+        max_length=2,
+        batch_size=2,
+        seed=1,
     )
     assert read_all(samples) == [(0, (2, 3), (0, 4)), (1, (5,), (6,))]
 
 
-@given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=12), min_size=1, max_size=6), st.floats(0, 1), st.integers(0, 3))
-def test_cloze_masks_at_least_one_and_at_most_the_limit(sequences: list[list[int]], rate: float, limit: int) -> None:
+@given(
+    st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=12), min_size=1, max_size=6),
+    st.floats(0, 1),
+    st.integers(0, 3),
+)
+def test_cloze_masks_at_least_one_and_at_most_the_limit(
+    sequences: list[list[int]], rate: float, limit: int
+) -> None:
     config = SamplesConfig(kind="cloze", mask_probability=rate, max_masked=limit, last_only=0.3)
     events = make_events(sequences)
     for user, items, targets in read_all(Samples(events, config, max_length=6, batch_size=4, seed=5)):
@@ -110,7 +126,9 @@ def test_requests_are_the_next_events_own_time() -> None:
 
 
 def test_processes_share_a_batch_without_overlap() -> None:
-    samples = Samples(make_events([[u + 1, 2, 3] for u in range(7)]), SamplesConfig(), max_length=4, batch_size=7, seed=1)
+    samples = Samples(
+        make_events([[u + 1, 2, 3] for u in range(7)]), SamplesConfig(), max_length=4, batch_size=7, seed=1
+    )
     users = [samples.batch(0, 0, (rank, 2)).user.tolist() for rank in range(2)]
     assert sorted(users[0] + users[1]) == list(range(7))
     assert sorted(map(len, users)) == [3, 4]
@@ -121,5 +139,7 @@ def test_buckets_hold_everything_once_and_little_padding() -> None:
     batches = length_buckets(lengths, 32, np.random.default_rng(1))
     assert sorted(np.concatenate(batches)) == list(range(1000))
     padded = sum(len(b) * lengths[b].max() for b in batches)
-    plain = sum(len(b) * lengths[b].max() for b in length_buckets(lengths, 32, np.random.default_rng(1), pool=1))
+    plain = sum(
+        len(b) * lengths[b].max() for b in length_buckets(lengths, 32, np.random.default_rng(1), pool=1)
+    )
     assert padded < 1.2 * lengths.sum() < 1.6 * lengths.sum() < plain

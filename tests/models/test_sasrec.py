@@ -16,15 +16,33 @@ ITEMS = torch.tensor([[3, 5, 7, 2], [4, 1, 0, 0]])
 
 def build(**settings: Any) -> SASRec:
     torch.manual_seed(0)
-    defaults: dict[str, Any] = {"dim": 8, "blocks": 2, "heads": 2, "max_length": 6, "dropout": 0.0, "init_std": 0.5}
+    defaults: dict[str, Any] = {
+        "dim": 8,
+        "blocks": 2,
+        "heads": 2,
+        "max_length": 6,
+        "dropout": 0.0,
+        "init_std": 0.5,
+    }
     return SASRec(SASRecConfig(**(defaults | settings)), 9).eval()
 
 
 VARIANTS: list[dict[str, Any]] = [
-    {}, {"norm": "post"}, {"residual": "none"}, {"residual": "gated", "activation": "swiglu"}, {"activation": "gelu"},
-    {"as_released": True}, {"positions": "start"}, {"positions": "none"}, {"tied": False}, {"similarity": "cosine"},
-    {"scale_input": False}, {"inner": 20}, {"blocks": 0}, {"blocks": 1},
-]  # fmt: skip
+    {},
+    {"norm": "post"},
+    {"residual": "none"},
+    {"residual": "gated", "activation": "swiglu"},
+    {"activation": "gelu"},
+    {"as_released": True},
+    {"positions": "start"},
+    {"positions": "none"},
+    {"tied": False},
+    {"similarity": "cosine"},
+    {"scale_input": False},
+    {"inner": 20},
+    {"blocks": 0},
+    {"blocks": 1},
+]
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
@@ -43,11 +61,14 @@ def test_every_switch_changes_the_scores(settings: dict[str, Any]) -> None:
 
 def test_without_blocks_only_the_last_item_counts() -> None:
     model = build(blocks=0)
-    assert torch.equal(model.encode(History(torch.tensor([[3, 5, 7]]))), model.encode(History(torch.tensor([[9, 2, 7]]))))
+    assert torch.equal(
+        model.encode(History(torch.tensor([[3, 5, 7]]))), model.encode(History(torch.tensor([[9, 2, 7]])))
+    )
 
 
 def test_positions_from_the_end_give_the_newest_event_one_slot() -> None:
-    """As with the paper's left padding, the last of 2 and of 5 events stand in the same slot; from the start they do not."""
+    """As with the paper's left padding, the last of 2 and of 5 events stand in the same slot; from the start
+    they do not."""
     for count_from, same in (("end", True), ("start", False)):
         model = build(positions=count_from)
         assert model.positions is not None

@@ -1,4 +1,5 @@
-"""Dropout's rate and repeatability; attention with dropout equals the fused kernel where nothing is dropped."""
+"""Dropout's rate and repeatability; attention with dropout equals the fused kernel where nothing is
+dropped."""
 
 from __future__ import annotations
 

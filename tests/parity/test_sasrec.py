@@ -1,4 +1,5 @@
-"""SASRec's encoder against the sheet's formulas, written out in float64 numpy, one sequence, head and position at a time."""
+"""SASRec's encoder against the sheet's formulas, written out in float64 numpy, one sequence, head and
+position at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarra
 
 
 def attend(query: np.ndarray, memory: np.ndarray, w: dict[str, np.ndarray], p: str) -> np.ndarray:
-    """Causal attention: position i of ``query`` [n, D] sees ``memory`` [0..i], each head on its own slice of D / H."""
+    """Causal attention: position i of ``query`` [n, D] sees ``memory`` [0..i], each head on its own slice of
+    D / H."""
     q = query @ w[p + "query.weight"].T + w[p + "query.bias"]
     kv = memory @ w[p + "key_value.weight"].T + w[p + "key_value.bias"]
     k, v = kv[:, :D], kv[:, D:]
@@ -35,7 +37,9 @@ def attend(query: np.ndarray, memory: np.ndarray, w: dict[str, np.ndarray], p: s
 def reference(w: dict[str, np.ndarray], as_released: bool) -> np.ndarray:
     """The official code left-pads: event t of n stands in slot L - n + t."""
     n = len(SEQUENCE)
-    x = np.stack([np.sqrt(D) * w["items.weight"][i] + w["positions.weight"][L - n + t] for t, i in enumerate(SEQUENCE)])
+    x = np.stack(
+        [np.sqrt(D) * w["items.weight"][i] + w["positions.weight"][L - n + t] for t, i in enumerate(SEQUENCE)]
+    )
     for b in range(2):
         p = f"blocks.{b}."
 
@@ -62,13 +66,19 @@ def reference(w: dict[str, np.ndarray], as_released: bool) -> np.ndarray:
 @pytest.mark.parametrize("as_released", [False, True])
 def test_encoder_matches_the_formulas(as_released: bool) -> None:
     torch.manual_seed(1)
-    config = SASRecConfig(dim=D, blocks=2, heads=H, max_length=L, dropout=0.5, as_released=as_released, init_std=0.5)
+    config = SASRecConfig(
+        dim=D, blocks=2, heads=H, max_length=L, dropout=0.5, as_released=as_released, init_std=0.5
+    )
     model = SASRec(config, 9).eval()
     for parameter in model.parameters():  # away from the zeros and ones that hide mistakes
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     with torch.no_grad():
         output = model(History(torch.tensor([[*SEQUENCE, 0, 0]])))[0, : len(SEQUENCE)]
         scores = model.scorer(History(torch.tensor([SEQUENCE])), model.catalogue())(1, 10)[0]
-    wanted = reference({name: value.double().numpy() for name, value in model.state_dict().items()}, as_released)
+    wanted = reference(
+        {name: value.double().numpy() for name, value in model.state_dict().items()}, as_released
+    )
     np.testing.assert_allclose(output.numpy(), wanted, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(scores.numpy(), model.items.weight.detach().numpy()[1:] @ wanted[-1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        scores.numpy(), model.items.weight.detach().numpy()[1:] @ wanted[-1], rtol=1e-4, atol=1e-5
+    )

@@ -44,7 +44,9 @@ def test_it_learns_a_cycle(cycle: Dataset, tmp_path: Path) -> None:
 
 def test_best_weights_are_kept_and_loaded(cycle: Dataset, tmp_path: Path) -> None:
     seen: list[float] = []
-    run = train("sasrec", cycle, tmp_path / "run", recipe=RECIPE, on_validation=lambda _, m: seen.append(m["ndcg@10"]))
+    run = train(
+        "sasrec", cycle, tmp_path / "run", recipe=RECIPE, on_validation=lambda _, m: seen.append(m["ndcg@10"])
+    )
     assert run.card["training"]["best_epoch"] == seen.index(max(seen)) + 1
     again = load_run(tmp_path / "run")
     assert not again.model.training
@@ -56,7 +58,8 @@ def test_best_weights_are_kept_and_loaded(cycle: Dataset, tmp_path: Path) -> Non
 def test_resumed_weights_equal_uninterrupted_ones(
     cycle: Dataset, tmp_path: Path, stop_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed after a step (8 steps an epoch; a checkpoint after each), the resumed run ends with the very same weights."""
+    """Killed after a step (8 steps an epoch; a checkpoint after each), the resumed run ends with the very
+    same weights."""
     recipe = changed(checkpoint_minutes=0)
     train("sasrec", cycle, tmp_path / "whole", recipe=recipe)
     calls = 0
@@ -69,16 +72,20 @@ def test_resumed_weights_equal_uninterrupted_ones(
             raise RuntimeError("killed")
         return loss(self, batch)
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+    with monkeypatch.context() as patch:
         patch.setattr(SASRec, "loss", dies)
-        train("sasrec", cycle, tmp_path / "broken", recipe=recipe)
+        with pytest.raises(RuntimeError, match="killed"):
+            train("sasrec", cycle, tmp_path / "broken", recipe=recipe)
     train("sasrec", cycle, tmp_path / "broken", resume=True)
     for name in ("last.safetensors", "model.safetensors"):
         whole, resumed = weights(tmp_path / "whole", name), weights(tmp_path / "broken", name)
         assert whole.keys() == resumed.keys()
         assert all(torch.equal(whole[key], resumed[key]) for key in whole), name
     logs = [
-        [(line["kind"], line["epoch"], line.get("loss"), line.get("metrics")) for line in load_run(tmp_path / r).history]
+        [
+            (line["kind"], line["epoch"], line.get("loss"), line.get("metrics"))
+            for line in load_run(tmp_path / r).history
+        ]
         for r in ("whole", "broken")
     ]
     assert logs[0] == logs[1]
@@ -87,9 +94,16 @@ def test_resumed_weights_equal_uninterrupted_ones(
 def test_accumulated_batches_are_one_larger_batch(cycle: Dataset, tmp_path: Path) -> None:
     recipe = RECIPE | {"model": RECIPE["model"] | {"dropout": 0.0}, "samples": {"bucket": False}}
     train("sasrec", cycle, tmp_path / "large", recipe=recipe | {"training": {"epochs": 1, "batch_size": 120}})
-    train("sasrec", cycle, tmp_path / "small", recipe=recipe | {"training": {"epochs": 1, "batch_size": 30, "accumulate": 4}})
+    train(
+        "sasrec",
+        cycle,
+        tmp_path / "small",
+        recipe=recipe | {"training": {"epochs": 1, "batch_size": 30, "accumulate": 4}},
+    )
     large, small = weights(tmp_path / "large"), weights(tmp_path / "small")
-    moments = [key for key in large if key.endswith("exp_avg")]  # Adam's first step hides a gradient's scale; its moment does not
+    moments = [
+        key for key in large if key.endswith("exp_avg")
+    ]  # Adam's first step hides a gradient's scale; its moment does not
     assert moments
     for key in moments:
         torch.testing.assert_close(large[key], small[key], rtol=1e-3, atol=1e-7)

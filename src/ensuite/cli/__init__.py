@@ -35,7 +35,9 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
-        sys.stdout.write(USAGE.format(commands="\n".join(f"  {n:<{width}}  {text}" for n, text in COMMANDS.items())))
+        sys.stdout.write(
+            USAGE.format(commands="\n".join(f"  {n:<{width}}  {text}" for n, text in COMMANDS.items()))
+        )
         return
     if argv[0] in ("-V", "--version"):
         from ensuite import __version__

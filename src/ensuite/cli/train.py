@@ -34,10 +34,20 @@ def main(argv: list[str]) -> None:
     from ensuite.config import config_dict
     from ensuite.train.loop import train
 
-    sections = {section: config_dict(getattr(args, section)) for section in ("model", "objective", "samples", "training")}
+    sections = {
+        section: config_dict(getattr(args, section))
+        for section in ("model", "objective", "samples", "training")
+    }
     run = train(
-        name, args.data, args.out, recipe=sections, seed=args.seed, resume=args.resume, overwrite=args.overwrite,
-        trackers=args.trackers, progress=not args.quiet,
+        name,
+        args.data,
+        args.out,
+        recipe=sections,
+        seed=args.seed,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        trackers=args.trackers,
+        progress=not args.quiet,
     )
     if int(os.environ.get("RANK", "0")) == 0:
         best = run.card.get("training", {})
@@ -51,7 +61,8 @@ def main(argv: list[str]) -> None:
 
 
 def parse(name: str, argv: list[str]) -> Any:
-    """Return the parsed flags of ``ensuite train NAME``: defaults < the model's own < recipe < command line."""
+    """Return the parsed flags of ``ensuite train NAME``: defaults < the model's own < recipe < command
+    line."""
     import pydantic
     import tyro
 
@@ -73,13 +84,17 @@ def parse(name: str, argv: list[str]) -> Any:
     fields = {
         "data": field(Path, "The dataset folder, made by `ensuite prepare`."),
         "out": field(Path, "The run folder to write."),
-        "recipe": field(Path | None, "YAML file with sections model, objective, samples, training.", default=None),
+        "recipe": field(
+            Path | None, "YAML file with sections model, objective, samples, training.", default=None
+        ),
         "seed": field(int, "Seed of the weights, the order of samples and the dropout.", default=config.seed),
         "resume": field(bool, "Go on with an interrupted run in --out.", default=False),
         "overwrite": field(bool, "Replace the run in --out.", default=False),
         "quiet": field(bool, "No progress bar.", default=False),
         "trackers": field(
-            tuple[Literal["tensorboard", "mlflow", "wandb"], ...], "Also log there; metrics.jsonl is always written.", default=()
+            tuple[Literal["tensorboard", "mlflow", "wandb"], ...],
+            "Also log there; metrics.jsonl is always written.",
+            default=(),
         ),
         "model": (cls.Config, dataclasses.field(default=config.model)),
         "objective": (ObjectiveConfig, dataclasses.field(default=config.objective)),
@@ -87,7 +102,10 @@ def parse(name: str, argv: list[str]) -> Any:
         "training": (TrainingConfig, dataclasses.field(default=config.training)),
     }
     arguments = dataclasses.make_dataclass(
-        "TrainArguments", [(key, kind, default) for key, (kind, default) in fields.items()], kw_only=True, frozen=True
+        "TrainArguments",
+        [(key, kind, default) for key, (kind, default) in fields.items()],
+        kw_only=True,
+        frozen=True,
     )
     try:
         return tyro.cli(arguments, args=argv, prog=f"ensuite train {name}", description=cls.summary)
@@ -96,7 +114,8 @@ def parse(name: str, argv: list[str]) -> Any:
 
 
 def _early(argv: list[str], flag: str) -> str | None:
-    """Find one flag's value before the parser is built: the recipe's values are the defaults that help shows."""
+    """Find one flag's value before the parser is built: the recipe's values are the defaults that help
+    shows."""
     for i, word in enumerate(argv):
         if word == flag and i + 1 < len(argv):
             return argv[i + 1]

@@ -1,7 +1,8 @@
 """What a model sees: histories and training batches, gathered from ragged arrays without a loop over users.
 
-Everything is padded on the **right** with item 0: a causal encoder then needs no padding mask, since no real position can
-see a later one. Where an encoder counts positions from is its own matter; it has `History.positions` and `lengths`.
+Everything is padded on the **right** with item 0: a causal encoder then needs no padding mask, since no real
+position can see a later one. Where an encoder counts positions from is its own matter; it has
+`History.positions` and `lengths`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from ensuite.data.dataset import Cases, Events
 class History:
     """Event sequences of B users, oldest first, padded on the right.
 
-    ``times`` and ``request_times`` are int64 seconds or None. ``request_times[b, i]`` is when the item after position i is
-    asked for: in training the next event's own time, at serving the request's; known then, so no leak, but an advantage
-    over models that do not read it.
+    ``times`` and ``request_times`` are int64 seconds or None. ``request_times[b, i]`` is when the item after
+    position i is asked for: in training the next event's own time, at serving the request's; known then, so
+    no leak, but an advantage over models that do not read it.
     """
 
     items: Tensor  # [B, L] int64, 0 = padding
@@ -61,7 +62,8 @@ class History:
 
 @dataclass(frozen=True)
 class Batch:
-    """A training step's input. ``targets[b, i]`` is the item to predict at position i, 0 where nothing is asked."""
+    """A training step's input. ``targets[b, i]`` is the item to predict at position i, 0 where nothing is
+    asked."""
 
     history: History
     targets: Tensor  # [B, L] int64
@@ -77,10 +79,13 @@ class Batch:
         )
 
 
-def gather(events: Events, start: np.ndarray, end: np.ndarray, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def gather(
+    events: Events, start: np.ndarray, end: np.ndarray, width: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return rows ``start[b]:end[b]`` as a padded index and its mask: [B, W] int64 and [B, W] bool.
 
-    ``width`` defaults to the longest range. Padded cells hold a valid row, to be overwritten through the mask.
+    ``width`` defaults to the longest range. Padded cells hold a valid row, to be overwritten through the
+    mask.
     """
     longest = int((end - start).max(initial=1)) if width is None else width
     index = start[:, None] + np.arange(longest)  # [B, W]
@@ -93,7 +98,8 @@ def read_history(
 ) -> History:
     """Read rows ``start[b]:end[b]`` as a `History`.
 
-    ``request_time`` [B] (ticks) is when the item after the last position is asked for; without it, the last event's time.
+    ``request_time`` [B] (ticks) is when the item after the last position is asked for; without it, the last
+    event's time.
     """
     index, mask = gather(events, start, end)
     items = np.where(mask, events.item_idx[index], 0).astype(np.int64)
@@ -114,10 +120,13 @@ def _seconds(ticks: np.ndarray, events: Events) -> np.ndarray:
     return ticks // round(1 / events.seconds_per_tick)
 
 
-def length_buckets(lengths: np.ndarray, batch_size: int, rng: np.random.Generator, pool: int = 8) -> list[np.ndarray]:
+def length_buckets(
+    lengths: np.ndarray, batch_size: int, rng: np.random.Generator, pool: int = 8
+) -> list[np.ndarray]:
     """Shuffle, sort by length within pools of ``pool`` batches, cut into batches, shuffle the batches.
 
-    Padding then costs a few per cent, while every epoch still mixes users anew. ``pool = 1`` is plain shuffling.
+    Padding then costs a few per cent, while every epoch still mixes users anew. ``pool = 1`` is plain
+    shuffling.
     """
     order = rng.permutation(len(lengths))
     batches: list[np.ndarray] = []

@@ -1,16 +1,17 @@
 """How training samples are made of sequences: windows of rows, and which of their positions are asked for.
 
-A sample is a range of rows of the event columns; what differs between papers is where ranges end and which positions
-carry a target:
+A sample is a range of rows of the event columns; what differs between papers is where ranges end and which
+positions carry a target:
 
     every-position   one window per user, its last L + 1 events; each position predicts the next item
     sliding          as above, more windows per user, `stride` apart, so that long histories are used whole
     last-position    one window per user; only its last event is predicted
     prefixes         every prefix of at least one event, cut to L; only the event after it is predicted
-    cloze            one window per user (`stride`: more), its last L events; a share of them is masked and predicted
+    cloze            one window per user (`stride`: more), its last L events; a share of them is masked and
+    predicted
 
-An epoch's order is a pure function of (seed, epoch), a batch's content of (seed, epoch, step): training resumes in the
-middle of an epoch with two integers.
+An epoch's order is a pure function of (seed, epoch), a batch's content of (seed, epoch, step): training
+resumes in the middle of an epoch with two integers.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class Samples:
         self.user, self.start, self.end = windows(events, config, max_length)
         if len(self.user) == 0:
             raise EnsuiteError(
-                f"no training sample: no user has the {1 if config.kind == 'cloze' else 2} training events that "
-                f"'{config.kind}' samples need; prepare with fewer events held out, or with more data"
+                f"no training sample: no user has the {1 if config.kind == 'cloze' else 2} training events "
+                f"that '{config.kind}' samples need; prepare with fewer events held out, or with more data"
             )
         self._order: tuple[int, list[np.ndarray]] = (-1, [])
 
@@ -94,7 +95,8 @@ class Samples:
         return self._order[1]
 
     def batch(self, epoch: int, step: int, part: tuple[int, int] = (0, 1)) -> Batch:
-        """Return batch ``step`` of ``epoch``; of several processes, ``part = (rank, world)`` reads its share of it."""
+        """Return batch ``step`` of ``epoch``; of several processes, ``part = (rank, world)`` reads its share
+        of it."""
         which = self.order(epoch)[step]
         rank, world = part
         which = which[rank::world]
@@ -120,7 +122,9 @@ class Samples:
         count = np.maximum(1, np.rint(lengths * self.config.mask_probability)).astype(np.int64)
         if self.config.max_masked:
             count = np.minimum(count, self.config.max_masked)
-        noise = np.where(real, rng.random(items.shape), 2.0)  # [B, L]: the smallest `count` of a row are masked
+        noise = np.where(
+            real, rng.random(items.shape), 2.0
+        )  # [B, L]: the smallest `count` of a row are masked
         rank = noise.argsort(1).argsort(1)
         masked = rank < count[:, None]
         only_last = rng.random(len(items)) < self.config.last_only
@@ -131,7 +135,9 @@ class Samples:
         return Batch(History(tokens, history.times, history.request_times), targets, user)
 
 
-def windows(events: Events, config: SamplesConfig, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def windows(
+    events: Events, config: SamplesConfig, max_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return user, first row and one past the last row of every sample: [S] int64 each."""
     first, end = np.asarray(events.offsets), np.asarray(events.ends)
     cloze = config.kind == "cloze"

@@ -1,7 +1,8 @@
-"""The contracts that every system keeps; the trainer, the evaluator and the recommender know nothing else of it.
+"""The contracts that every system keeps; the trainer, the evaluator and the recommender know nothing else of
+it.
 
-A model is built from typed numbers and parts: ``Model(config, n_items, objective)``. It never sees a dataset, a path, the
-command line or a device. Item rows run from 1 to V; row 0 is padding and is never recommended.
+A model is built from typed numbers and parts: ``Model(config, n_items, objective)``. It never sees a dataset,
+a path, the command line or a device. Item rows run from 1 to V; row 0 is padding and is never recommended.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from ensuite.data.dataset import Events
 from ensuite.objectives import Objective
 
 BlockScorer = Callable[[int, int], Tensor]
-"""``scores(first, last)`` gives the scores of item rows first..last-1 for every history: [B, last - first]."""
+"""``scores(first, last)`` gives the scores of item rows first..last-1 for every history: [B, last -
+first]."""
 
 
 class Model(nn.Module):
@@ -29,13 +31,15 @@ class Model(nn.Module):
     Config
         The frozen configuration dataclass (made with `ensuite.config.config`).
     samples
-        The kinds of samples that `loss` understands, the default first; empty for models that are fitted, not trained.
+        The kinds of samples that `loss` understands, the default first; empty for models that are fitted, not
+        trained.
     defaults
         A recipe (sections model, objective, samples, training) laid under the user's.
     summary
         One line for ``ensuite models``.
     causal
-        Whether the output at a position depends on that position and those before it alone (the contract suite checks).
+        Whether the output at a position depends on that position and those before it alone (the contract
+        suite checks).
     """
 
     Config: ClassVar[type]
@@ -74,8 +78,8 @@ class Model(nn.Module):
 class Retriever(Model):
     """A model whose score is a dot product of a user's and an item's vector.
 
-    A subclass gives `forward` (the encoder's output at each position), `item_vectors`, and where its training differs from
-    "predict `targets` from the output at their positions", `loss`.
+    A subclass gives `forward` (the encoder's output at each position), `item_vectors`, and where its training
+    differs from "predict `targets` from the output at their positions", `loss`.
     """
 
     samples = ("every-position", "last-position", "sliding", "prefixes")
@@ -118,15 +122,16 @@ class Retriever(Model):
 
 
 class FittedModel(Model):
-    """A baseline that is counted, not trained: `fit` reads the training events once and keeps what it needs in buffers,
-    so that saving and loading are those of any other model."""
+    """A baseline that is counted, not trained: `fit` reads the training events once and keeps what it needs
+    in buffers, so that saving and loading are those of any other model."""
 
     @abstractmethod
     def fit(self, events: Events) -> None:
         """Count what is needed; ``events`` is the training view of a dataset, and nothing later than it."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Give each buffer the size it was saved with: how much there was to count is not known before fitting."""
+        """Give each buffer the size it was saved with: how much there was to count is not known before
+        fitting."""
         for name, buffer in self._buffers.items():
             saved = state_dict.get(prefix + name)
             if buffer is not None and saved is not None and saved.shape != buffer.shape:

@@ -1,4 +1,5 @@
-"""Which systems there are: whatever is registered under the entry-point group ``ensuite.models``, ours or another package's."""
+"""Which systems there are: whatever is registered under the entry-point group ``ensuite.models``, ours or
+another package's."""
 
 from __future__ import annotations
 

@@ -1,21 +1,25 @@
-"""SASRec: Self-Attentive Sequential Recommendation (Kang & McAuley, ICDM 2018, https://arxiv.org/abs/1808.09781).
+"""SASRec: Self-Attentive Sequential Recommendation (Kang & McAuley, ICDM 2018,
+https://arxiv.org/abs/1808.09781).
 
-A small causal Transformer reads the items of a user in order; the next item is the one whose vector has the largest dot
-product with the output at the last position. Official code: https://github.com/kang205/SASRec.
+A small causal Transformer reads the items of a user in order; the next item is the one whose vector has the
+largest dot product with the output at the last position. Official code: https://github.com/kang205/SASRec.
 
 Also here, as settings of the same encoder:
-gSASRec (Petrov & Macdonald, RecSys 2023, https://arxiv.org/abs/2308.07192): ``objective.loss: gbce`` with 256 negatives;
-the cross-entropy SASRec of "Turning Dross Into Gold Loss" (Klenitskiy & Vasilev, RecSys 2023): the default objective;
-eSASRec's LiGR layers (https://arxiv.org/abs/2508.06450): ``residual: gated, activation: swiglu``.
+gSASRec (Petrov & Macdonald, RecSys 2023, https://arxiv.org/abs/2308.07192): ``objective.loss: gbce`` with 256
+negatives; the cross-entropy SASRec of "Turning Dross Into Gold Loss" (Klenitskiy & Vasilev, RecSys 2023): the
+default objective; eSASRec's LiGR layers (https://arxiv.org/abs/2508.06450): ``residual: gated, activation:
+swiglu``.
 
 What differs from the paper, unless ``as_released`` is set:
-- Blocks are plain pre-norm ones, x + f(LN(x)), as the paper writes them. The released code normalises the query only, adds
-  the *normalised* query back, has no output projection, and feeds the normalised input around the feed-forward layer.
-- The default objective is cross-entropy over the catalogue, not one negative with binary cross-entropy: the choice of the
-  loss is worth more than any detail of the block (recipes/sasrec holds both).
+- Blocks are plain pre-norm ones, x + f(LN(x)), as the paper writes them. The released code normalises the
+  query only, adds the *normalised* query back, has no output projection, and feeds the normalised input
+  around the feed-forward layer.
+- The default objective is cross-entropy over the catalogue, not one negative with binary cross-entropy: the
+  choice of the loss is worth more than any detail of the block (recipes/sasrec holds both).
 - Padding is masked by item id, not by vectors that happen to sum to zero.
 
-Reproduced: ML-1M, full ranking, cross-entropy: HR@10 .3152, NDCG@10 .1821 ("Dross to Gold", table 2). See results/.
+Reproduced: ML-1M, full ranking, cross-entropy: HR@10 .3152, NDCG@10 .1821 ("Dross to Gold", table 2). See
+results/.
 """
 
 from __future__ import annotations
@@ -72,7 +76,8 @@ class SASRecConfig:
     init_std: float = 0.02
     """Standard deviation of the initial item and position vectors."""
     as_released: bool = False
-    """Blocks exactly as the authors' code computes them (see the module's notes); needs norm pre, residual plain, relu."""
+    """Blocks exactly as the authors' code computes them (see the module's notes); needs norm pre, residual
+    plain, relu."""
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.max_length < 1 or self.blocks < 0 or self.inner < 0 or self.init_std <= 0:
@@ -83,7 +88,9 @@ class SASRecConfig:
             if rate is not None and not 0 <= rate < 1:
                 raise ValueError(f"dropout = {rate}: at least 0 and below 1 is needed")
         if self.as_released and (self.norm, self.residual, self.activation) != ("pre", "plain", "relu"):
-            raise ValueError("as_released fixes the block: leave norm, residual and activation at their defaults")
+            raise ValueError(
+                "as_released fixes the block: leave norm, residual and activation at their defaults"
+            )
 
 
 class SASRec(Retriever):
@@ -121,7 +128,8 @@ class SASRec(Retriever):
         return similar(self.norm(x), self.config.similarity)  # [B, L, D]
 
     def encode(self, history: History) -> Tensor:
-        """Return the output after the last event, [B, D]; the last block is computed at that position only."""
+        """Return the output after the last event, [B, D]; the last block is computed at that position
+        only."""
         x, mask, lengths = self.embed(history), history.mask, history.lengths
         for block in self.blocks[:-1]:
             x = block(x)
@@ -136,7 +144,8 @@ class SASRec(Retriever):
 
 
 class Block(nn.Module):
-    """Self-attention, then a position-wise feed-forward layer, each with a residual (section 3.2 of the paper)."""
+    """Self-attention, then a position-wise feed-forward layer, each with a residual (section 3.2 of the
+    paper)."""
 
     def __init__(self, config: SASRecConfig):
         super().__init__()
@@ -145,7 +154,9 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(dim, eps=1e-8)
         on_weights = config.dropout if config.attention_dropout is None else config.attention_dropout
         inside = config.dropout if config.inner_dropout is None else config.inner_dropout
-        self.attention = SelfAttention(dim, config.heads, on_weights, causal=True, project_output=not config.as_released)
+        self.attention = SelfAttention(
+            dim, config.heads, on_weights, causal=True, project_output=not config.as_released
+        )
         self.attention_dropout = Dropout(0.0 if config.as_released else config.dropout)
         self.feed_forward_norm = nn.LayerNorm(dim, eps=1e-8)
         self.feed_forward = FeedForward(dim, config.inner or dim, config.activation, inside, config.dropout)
@@ -164,7 +175,9 @@ class Block(nn.Module):
         if c.norm == "pre":
             normed = self.attention_norm(x)
             around = None if memory is None else self.attention_norm(memory)
-            x = self._add(x, self.attention_dropout(self.attention(normed, around, mask)), self.attention_gate)
+            x = self._add(
+                x, self.attention_dropout(self.attention(normed, around, mask)), self.attention_gate
+            )
             return self._add(x, self.feed_forward(self.feed_forward_norm(x)), self.feed_forward_gate)
         attended = self.attention_dropout(self.attention(x, memory, mask))
         x = self.attention_norm(self._add(x, attended, self.attention_gate))

@@ -24,7 +24,9 @@ class SelfAttention(nn.Module):
         Whether a linear layer follows the concatenated heads (SASRec's released code has none).
     """
 
-    def __init__(self, dim: int, heads: int, dropout: float = 0.0, *, causal: bool, project_output: bool = True):
+    def __init__(
+        self, dim: int, heads: int, dropout: float = 0.0, *, causal: bool, project_output: bool = True
+    ):
         super().__init__()
         if dim % heads:
             raise ValueError(f"heads = {heads} does not divide dim = {dim}")
@@ -36,8 +38,8 @@ class SelfAttention(nn.Module):
     def forward(self, query: Tensor, memory: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Attend from ``query`` [B, Q, D] to ``memory`` [B, L, D] (default: the query itself): [B, Q, D].
 
-        ``mask`` [B, L] or [B, Q, L] bool is True where a position may be seen: needed without ``causal``, and whenever the
-        queries are not the whole sequence.
+        ``mask`` [B, L] or [B, Q, L] bool is True where a position may be seen: needed without ``causal``, and
+        whenever the queries are not the whole sequence.
         """
         memory = query if memory is None else memory
         q = self._split(self.query(query))  # [B, H, Q, D/H]
@@ -57,8 +59,11 @@ class SelfAttention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-def _attend_with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float) -> Tensor:
-    """Attend as the fused kernel does; on a CPU that one has no dropout, and its fallback is four times slower than this."""
+def _attend_with_dropout(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float
+) -> Tensor:
+    """Attend as the fused kernel does; on a CPU that one has no dropout, and its fallback is four times
+    slower than this."""
     scale = q.shape[-1] ** -0.5
     if causal:
         bias = torch.full((q.shape[-2], k.shape[-2]), float("-inf"), dtype=q.dtype).triu(1)  # [L, L]

@@ -1,4 +1,5 @@
-"""Dropout whose random numbers are cheap on a CPU, where PyTorch's own takes as long as the layers around it."""
+"""Dropout whose random numbers are cheap on a CPU, where PyTorch's own takes as long as the layers around
+it."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 def keep_mask(shape: torch.Size, rate: float) -> Tensor:
     """Return a CPU mask, float32: 0 with probability ``rate`` (to the nearest 1/65536), else 1 / (1 - rate).
 
-    PyTorch's generator is seeded through, so ``torch.manual_seed`` repeats the mask. Four 16-bit numbers are cut from each
-    64-bit draw of a fast generator, which makes the mask some 15 times cheaper than ``torch.bernoulli``.
+    PyTorch's generator is seeded through, so ``torch.manual_seed`` repeats the mask. Four 16-bit numbers are
+    cut from each 64-bit draw of a fast generator, which makes the mask some 15 times cheaper than
+    ``torch.bernoulli``.
     """
     n = shape.numel()
     seed = int(torch.randint(2**62, ()))
@@ -24,7 +26,8 @@ def keep_mask(shape: torch.Size, rate: float) -> Tensor:
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Set a share ``rate`` of the elements of ``x`` to zero and scale the others by 1 / (1 - rate), in training only."""
+    """Set a share ``rate`` of the elements of ``x`` to zero and scale the others by 1 / (1 - rate), in
+    training only."""
     if not training or rate == 0:
         return x
     if x.device.type != "cpu" or torch.compiler.is_compiling():

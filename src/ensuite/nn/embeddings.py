@@ -13,7 +13,8 @@ PositionsFrom = Literal["end", "start", "none"]
 
 
 class ItemTable(nn.Module):
-    """Vectors of items 1..V, with a zero row 0 for padding that never learns, and rows after V for special tokens.
+    """Vectors of items 1..V, with a zero row 0 for padding that never learns, and rows after V for special
+    tokens.
 
     Parameters
     ----------
@@ -38,7 +39,8 @@ class ItemTable(nn.Module):
 
 
 class PositionTable(nn.Module):
-    """Learned absolute positions, counted from the newest event (its slot is always the last) or from the oldest.
+    """Learned absolute positions, counted from the newest event (its slot is always the last) or from the
+    oldest.
 
     Counted from the end, the last event of every history has the same slot, as in SASRec's left-padded input.
     """
@@ -61,5 +63,6 @@ class PositionTable(nn.Module):
 
 
 def similar(vectors: Tensor, similarity: Similarity) -> Tensor:
-    """Return ``vectors`` [..., D] as they enter the dot product: unchanged, or with length 1 for the cosine."""
+    """Return ``vectors`` [..., D] as they enter the dot product: unchanged, or with length 1 for the
+    cosine."""
     return F.normalize(vectors, dim=-1, eps=1e-6) if similarity == "cosine" else vectors

@@ -86,13 +86,17 @@ class RunConfig:
         }
 
 
-def resolve(name: str, values: Mapping[str, Any], seed: int = 1, where: str = "recipe") -> tuple[type[Model], RunConfig]:
-    """Lay ``values`` (sections model, objective, samples, training) over the model's defaults and check everything.
+def resolve(
+    name: str, values: Mapping[str, Any], seed: int = 1, where: str = "recipe"
+) -> tuple[type[Model], RunConfig]:
+    """Lay ``values`` (sections model, objective, samples, training) over the model's defaults and check
+    everything.
 
     Raises
     ------
     EnsuiteError
-        For an unknown model, section or key (nearest name offered), a wrong value, or samples the model cannot learn from.
+        For an unknown model, section or key (nearest name offered), a wrong value, or samples the model
+        cannot learn from.
     """
     cls = load_model(name)
     values = dict(values)
@@ -111,7 +115,10 @@ def resolve(name: str, values: Mapping[str, Any], seed: int = 1, where: str = "r
     if cls.samples:
         kind = samples.setdefault("kind", cls.samples[0])
         if kind not in cls.samples:
-            raise EnsuiteError(f"{where}: {name} does not learn from '{kind}' samples; {did_you_mean(str(kind), cls.samples)}")
+            raise EnsuiteError(
+                f"{where}: {name} does not learn from '{kind}' samples; "
+                f"{did_you_mean(str(kind), cls.samples)}"
+            )
     run = RunConfig(
         name=name,
         model=build_config(cls.Config, model, f"{where}: model"),

@@ -1,7 +1,8 @@
 """The one training loop: every system that learns by gradient learns here, in one process or many.
 
-An epoch's batches and a step's random numbers are pure functions of (seed, epoch, step), so that a checkpoint needs no
-state of a random generator and a resumed run on CPU ends with the very weights of an uninterrupted one.
+An epoch's batches and a step's random numbers are pure functions of (seed, epoch, step), so that a checkpoint
+needs no state of a random generator and a resumed run on CPU ends with the very weights of an uninterrupted
+one.
 """
 
 from __future__ import annotations
@@ -39,7 +40,14 @@ from ensuite.train.config import RunConfig, read_recipe, resolve
 from ensuite.train.optimizer import build_optimizer, learning_rate, load_optimizer, optimizer_tensors
 from ensuite.train.progress import Display
 from ensuite.train.run import (
-    Run, build_card, load_run, load_weights, read_card, read_tensors, write_tensors, write_text,
+    Run,
+    build_card,
+    load_run,
+    load_weights,
+    read_card,
+    read_tensors,
+    write_tensors,
+    write_text,
 )
 from ensuite.train.signals import StopFlag
 
@@ -100,7 +108,8 @@ def train(
     out
         The run folder to write.
     recipe
-        Sections `model`, `objective`, `samples`, `training`, as a mapping or a YAML file; what it leaves out is default.
+        Sections `model`, `objective`, `samples`, `training`, as a mapping or a YAML file; what it leaves out
+        is default.
     resume
         Continue an interrupted run in ``out`` with the configuration saved there.
     overwrite
@@ -108,7 +117,8 @@ def train(
     trackers
         Names of Accelerate's trackers ("tensorboard", "mlflow", "wandb"), beside metrics.jsonl.
     on_validation
-        Called with (epoch, metrics) after each validation; may raise `StopTraining`, or another exception to abort.
+        Called with (epoch, metrics) after each validation; may raise `StopTraining`, or another exception to
+        abort.
     progress
         Show a progress bar and a line for each validation on the terminal.
 
@@ -124,7 +134,9 @@ def train(
         if not (out / "last.safetensors").exists():
             raise EnsuiteError(f"{out}: {NO_CHECKPOINT}")
         if read_card(out)["data"]["fingerprint"] != dataset.fingerprint:
-            raise EnsuiteError(f"{out}: was trained on other data than {dataset.path}; resume with the same dataset")
+            raise EnsuiteError(
+                f"{out}: was trained on other data than {dataset.path}; resume with the same dataset"
+            )
     else:
         values, where = read_recipe(recipe)
     cls, config = resolve(model, values, seed, where)
@@ -143,14 +155,21 @@ def train(
     torch.manual_seed(config.seed)
     built = _build(cls, config, dataset)
     if built.needs_times() and dataset.time is None:
-        raise EnsuiteError(f"{dataset.path}: has no event times, which {model} reads; see `ensuite models {model}` to turn them off")
+        raise EnsuiteError(
+            f"{dataset.path}: has no event times, which {model} reads; prepare it with a time column, or see "
+            f"`ensuite models {model}` for the setting that turns them off"
+        )
     if main and not resume:
         write_text(out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
         shutil.copyfile(dataset.path / "items.parquet", out / "items.parquet")
-        write_text(out / "card.json", json.dumps(build_card(built, config, dataset), indent=2, default=str) + "\n")
+        write_text(
+            out / "card.json", json.dumps(build_card(built, config, dataset), indent=2, default=str) + "\n"
+        )
     if trackers:
         accelerator.init_trackers("ensuite", config={"run": str(out)})
-    trainer = _Trainer(built, config, dataset, out, accelerator, Display(progress and main, out.name), on_validation)
+    trainer = _Trainer(
+        built, config, dataset, out, accelerator, Display(progress and main, out.name), on_validation
+    )
     with trainer.display:
         if isinstance(built, FittedModel):
             trainer.fit()
@@ -166,7 +185,11 @@ def _claim(out: Path, overwrite: bool) -> None:
     if out.exists() and any(out.iterdir()):
         ours = (out / "card.json").exists() and (out / "config.yaml").exists()
         if not (overwrite and ours):
-            remedy = "--resume to go on, --overwrite to start again, or another --out" if ours else "choose another --out"
+            remedy = (
+                "--resume to go on, --overwrite to start again, or another --out"
+                if ours
+                else "choose another --out"
+            )
             raise EnsuiteError(f"{out}: exists already; {remedy}")
         shutil.rmtree(out)
     try:
@@ -199,8 +222,14 @@ class _Step(nn.Module):
 
 class _Trainer:
     def __init__(
-        self, model: Model, config: RunConfig, dataset: Dataset, out: Path, accelerator: Accelerator,
-        display: Display, on_validation: Callable[[int, dict[str, float]], None] | None,
+        self,
+        model: Model,
+        config: RunConfig,
+        dataset: Dataset,
+        out: Path,
+        accelerator: Accelerator,
+        display: Display,
+        on_validation: Callable[[int, dict[str, float]], None] | None,
     ):
         self.model, self.config, self.dataset, self.out = model, config, dataset, out
         self.accelerator, self.display, self.on_validation = accelerator, display, on_validation
@@ -208,7 +237,8 @@ class _Trainer:
         self.state = State()
         self.cases = _validation_cases(dataset, config)
 
-    # -- models that are counted ---------------------------------------------------------------------------------------
+    # -- models that are counted
+    # ---------------------------------------------------------------------------------------
 
     def fit(self) -> None:
         began = time.perf_counter()
@@ -222,13 +252,17 @@ class _Trainer:
             self.state.best = self._validate().get(self.config.training.metric, -math.inf)
         self._finish("fitted")
 
-    # -- models that learn ---------------------------------------------------------------------------------------------
+    # -- models that learn
+    # ---------------------------------------------------------------------------------------------
 
     def train(self, resume: bool) -> None:
         training, accelerator = self.config.training, self.accelerator
         self.samples = Samples(
-            self.dataset.events("train"), self.config.samples,
-            max_length=self.model.max_length, batch_size=training.batch_size, seed=self.config.seed,
+            self.dataset.events("train"),
+            self.config.samples,
+            max_length=self.model.max_length,
+            batch_size=training.batch_size,
+            seed=self.config.seed,
         )
         self.steps = -(-len(self.samples) // training.accumulate)
         self.optimizer = build_optimizer(self.model, training)
@@ -267,7 +301,8 @@ class _Trainer:
             if self.flag.is_set(self.accelerator):
                 self._save_checkpoint()
                 raise Interrupted(
-                    f"stopped by {self.flag.name} in epoch {state.epoch + 1}; everything is saved: go on with --resume"
+                    f"stopped by {self.flag.name} in epoch {state.epoch + 1}; everything is saved: "
+                    "go on with --resume"
                 )
             if time.perf_counter() - saved > 60 * training.checkpoint_minutes:
                 self._save_checkpoint()
@@ -303,9 +338,14 @@ class _Trainer:
             group["lr"] = learning_rate(training, state.total_steps, self.steps * training.epochs)
         self.optimizer.zero_grad(set_to_none=True)
         for i, batch in enumerate(batches):
-            share = float(asked[i]) * self.part[1] / total  # so that the sum is the mean over all targets of the step
+            share = (
+                float(asked[i]) * self.part[1] / total
+            )  # so that the sum is the mean over all targets of the step
             waits = i < len(batches) - 1
-            with self.accelerator.no_sync(self.module) if waits else nullcontext(), self.accelerator.autocast():
+            with (
+                self.accelerator.no_sync(self.module) if waits else nullcontext(),
+                self.accelerator.autocast(),
+            ):
                 loss = self.module(batch) * share
                 began = self._spend("forward", began)
                 value += float(loss.detach())
@@ -318,7 +358,9 @@ class _Trainer:
         self.optimizer.step()
         self._spend("optimizer", began)
         if self.part[1] > 1:
-            value = float(self.accelerator.reduce(torch.tensor(value, device=self.accelerator.device), "mean"))
+            value = float(
+                self.accelerator.reduce(torch.tensor(value, device=self.accelerator.device), "mean")
+            )
         return value
 
     def _spend(self, activity: str, began: float) -> float:
@@ -328,19 +370,25 @@ class _Trainer:
 
     def _not_finite(self, batch: Batch) -> str:
         users = self.dataset.users["user_id"].gather(batch.user[:3].cpu().numpy()).to_list()
-        best = "the best weights so far stay in model.safetensors" if self.state.best_epoch else "no weights were saved yet"
+        best = (
+            "the best weights so far stay in model.safetensors"
+            if self.state.best_epoch
+            else "no weights were saved yet"
+        )
         return (
-            f"the loss is not a finite number in epoch {self.state.epoch + 1}, step {self.state.step + 1} (first users of the "
-            f"batch: {', '.join(map(str, users))}); {best}. Try a smaller --training.lr, --training.clip-norm 1, or "
-            "--training.precision fp32"
+            f"the loss is not a finite number in epoch {self.state.epoch + 1}, step {self.state.step + 1} "
+            f"(first users of the batch: {', '.join(map(str, users))}); {best}. Try a smaller --training.lr, "
+            "--training.clip-norm 1, or --training.precision fp32"
         )
 
-    # -- validation ----------------------------------------------------------------------------------------------------
+    # -- validation
+    # ----------------------------------------------------------------------------------------------------
 
     def _validate(self) -> dict[str, float]:
         if not len(self.cases):
             raise EnsuiteError(
-                f"{self.dataset.path}: nobody to validate on (all users are shorter than the split needs, or all cold)"
+                f"{self.dataset.path}: nobody to validate on: "
+                "all users are shorter than the split needs, or all are cold"
             )
         self.model.eval()
         began = time.perf_counter()
@@ -350,10 +398,16 @@ class _Trainer:
         ranks = gather(ranks) if self.part[1] > 1 else ranks
         names = dict.fromkeys((self.config.training.metric, *VALIDATION_METRICS))
         metrics = compute_metrics(ranks, tuple(names))
-        self._log({
-            "kind": "valid", "epoch": self.state.epoch, "step": self.state.total_steps, "metrics": metrics,
-            "seconds": round(time.perf_counter() - began, 3), "elapsed": round(self.state.seconds, 3),
-        })
+        self._log(
+            {
+                "kind": "valid",
+                "epoch": self.state.epoch,
+                "step": self.state.total_steps,
+                "metrics": metrics,
+                "seconds": round(time.perf_counter() - began, 3),
+                "elapsed": round(self.state.seconds, 3),
+            }
+        )
         return metrics
 
     def _judge(self, metrics: dict[str, float]) -> str | None:
@@ -371,22 +425,31 @@ class _Trainer:
             return f"no better {training.metric} in {state.bad} validations"
         return None
 
-    # -- what is written -----------------------------------------------------------------------------------------------
+    # -- what is written
+    # -----------------------------------------------------------------------------------------------
 
     def _log_epoch(self) -> None:
         state = self.state
-        self._log({
-            "kind": "train", "epoch": state.epoch + 1, "step": state.total_steps, "loss": state.loss_sum / max(1, state.step),
-            "seconds": {name: round(value, 3) for name, value in state.spent.items()}, "elapsed": round(state.seconds, 3),
-            "sequences": self.samples.n_samples,
-        })
+        self._log(
+            {
+                "kind": "train",
+                "epoch": state.epoch + 1,
+                "step": state.total_steps,
+                "loss": state.loss_sum / max(1, state.step),
+                "seconds": {name: round(value, 3) for name, value in state.spent.items()},
+                "elapsed": round(state.seconds, 3),
+                "sequences": self.samples.n_samples,
+            }
+        )
 
     def _log(self, line: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             with (self.out / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
         values = line.get("metrics") or {"loss": line["loss"]}
-        self.accelerator.log({f"{line['kind']}/{name}": value for name, value in values.items()}, step=line["step"])
+        self.accelerator.log(
+            {f"{line['kind']}/{name}": value for name, value in values.items()}, step=line["step"]
+        )
 
     def _save_checkpoint(self) -> None:
         if not self.accelerator.is_main_process:
@@ -403,8 +466,14 @@ class _Trainer:
         load_optimizer(self.optimizer, tensors)
         self.state = State(**(state | {"best": -math.inf if state["best"] is None else state["best"]}))
         log = self.out / "metrics.jsonl"
-        if log.exists() and self.accelerator.is_main_process:  # lines after the checkpoint will be written again
-            lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.state.total_steps]
+        if (
+            log.exists() and self.accelerator.is_main_process
+        ):  # lines after the checkpoint will be written again
+            lines = [
+                line
+                for line in log.read_text().splitlines()
+                if json.loads(line)["step"] <= self.state.total_steps
+            ]
             write_text(log, "".join(line + "\n" for line in lines))
 
     def _finish(self, why: str) -> None:
@@ -413,9 +482,14 @@ class _Trainer:
             if not (self.out / "model.safetensors").exists():
                 write_tensors(self.out / "model.safetensors", self.model.state_dict(), {"epoch": state.epoch})
             card = read_card(self.out)
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+                1 if sys.platform == "darwin" else 1024
+            )
             card["training"] = {
-                "ended": why, "epochs": state.epoch, "best_epoch": state.best_epoch, "steps": state.total_steps,
+                "ended": why,
+                "epochs": state.epoch,
+                "best_epoch": state.best_epoch,
+                "steps": state.total_steps,
                 f"best_{self.config.training.metric}": state.best if math.isfinite(state.best) else None,
             }
             card["train_seconds"] = round(state.seconds, 3)
@@ -431,5 +505,3 @@ def _validation_cases(dataset: Dataset, config: RunConfig) -> Cases:
     if 0 < n < len(cases):
         cases = cases.take(np.sort(np.random.default_rng(config.seed).choice(len(cases), n, replace=False)))
     return cases
-
-

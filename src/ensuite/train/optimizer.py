@@ -11,7 +11,8 @@ from ensuite.train.config import TrainingConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Return AdamW; decay spares biases, norms and position tables, whose scale is not a matter of overfitting."""
+    """Return AdamW; decay spares biases, norms and position tables, whose scale is not a matter of
+    overfitting."""
     spared = {
         parameter
         for module in model.modules()
@@ -20,9 +21,16 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     }
     decayed = [p for p in model.parameters() if p not in spared]
     plain = [p for p in model.parameters() if p in spared]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        fused=True,
     )
 
 

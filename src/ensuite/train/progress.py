@@ -1,4 +1,5 @@
-"""What a training shows on the terminal: a bar with loss, rate and time left, and a line for each validation."""
+"""What a training shows on the terminal: a bar with loss, rate and time left, and a line for each
+validation."""
 
 from __future__ import annotations
 
@@ -7,7 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Display:
@@ -20,10 +28,18 @@ class Display:
         self._drawn = 0.0
         self._pending = 0
         self.progress = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"), TextColumn("loss {task.fields[loss]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=self.console, disable=not shown, transient=True, refresh_per_second=4,
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not shown,
+            transient=True,
+            refresh_per_second=4,
         )
 
     def __enter__(self) -> Display:
@@ -55,17 +71,30 @@ class Display:
         now = time.perf_counter()
         if self.shown and now - self._drawn > 0.25:
             rate = f"{self._steps / (now - self._began):.1f} steps/s"
-            self.progress.update(self.progress.task_ids[0], advance=self._pending, rate=rate, loss=f"{self.loss:.4f}")
+            self.progress.update(
+                self.progress.task_ids[0], advance=self._pending, rate=rate, loss=f"{self.loss:.4f}"
+            )
             self._drawn, self._pending = now, 0
 
     def validated(self, epoch: int, metrics: Mapping[str, float], chosen: str, best: bool) -> None:
         """Print one line with the loss and the validation metrics."""
         if self.shown:
-            values = "  ".join(f"{name} [{'bold ' if name == chosen else ''}cyan]{value:.4f}[/]" for name, value in metrics.items())
+            values = "  ".join(
+                f"{name} [{'bold ' if name == chosen else ''}cyan]{value:.4f}[/]"
+                for name, value in metrics.items()
+            )
             loss = "" if self.loss is None else f"loss {self.loss:.4f}  "
-            self.console.print(f"epoch {epoch:>3}  {loss}validation {values}{'  [green]best[/]' if best else ''}", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"epoch {epoch:>3}  {loss}validation {values}{'  [green]best[/]' if best else ''}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def finished(self, why: str, epochs: int, best_epoch: int, seconds: float) -> None:
         """Say why training ended and which weights were kept."""
         if self.shown and epochs:
-            self.console.print(f"{why} after {epochs} epochs, {seconds:,.0f} s; weights of epoch {best_epoch} kept", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"{why} after {epochs} epochs, {seconds:,.0f} s; weights of epoch {best_epoch} kept",
+                highlight=False,
+                soft_wrap=True,
+            )

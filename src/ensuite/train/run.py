@@ -1,12 +1,13 @@
-"""The run folder: all that is needed to evaluate, serve and resume; read without the training data and without pickle.
+"""The run folder: all that is needed to evaluate, serve and resume; read without the training data and
+without pickle.
 
-    RUN/
-      config.yaml          resolved and complete
-      card.json            data + protocol + environment
-      model.safetensors    the best weights on validation
-      metrics.jsonl        one line per epoch ("train") and per validation ("valid")
-      items.parquet        the item table of the dataset
-      last.safetensors     the newest checkpoint: weights, optimiser state, counters
+RUN/
+  config.yaml          resolved and complete
+  card.json            data + protocol + environment
+  model.safetensors    the best weights on validation
+  metrics.jsonl        one line per epoch ("train") and per validation ("valid")
+  items.parquet        the item table of the dataset
+  last.safetensors     the newest checkpoint: weights, optimiser state, counters
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ class Run:
         dataset = Dataset.open(path or self.card["data"]["path"])
         if dataset.fingerprint != self.card["data"]["fingerprint"]:
             raise EnsuiteError(
-                f"{dataset.path}: not the data of {self.path}: fingerprint {dataset.fingerprint}, the run was trained on "
-                f"{self.card['data']['fingerprint']}; give the right folder with --data, or train anew"
+                f"{dataset.path}: not the data of {self.path}: its fingerprint is {dataset.fingerprint}, the run "
+                f"was trained on {self.card['data']['fingerprint']}; give the right folder with --data, or train anew"
             )
         return dataset
 
@@ -96,7 +97,9 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         raise EnsuiteError(f"{config_path}: no model is named there; the file is damaged") from None
     cls, config = resolve(name, values, where=str(config_path))
     model = cls(config.model, card["n_items"])
-    tensors, _ = read_tensors(path / "model.safetensors", missing="no weights yet: training has not reached a validation")
+    tensors, _ = read_tensors(
+        path / "model.safetensors", missing="no weights yet: training has not reached a validation"
+    )
     load_weights(model, tensors, path / "model.safetensors")
     return Run(path, model.eval(), config, card)
 
@@ -104,7 +107,9 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 def read_card(path: Path) -> dict[str, Any]:
     """Read and check a run's card.json."""
     if not path.is_dir():
-        raise EnsuiteError(f"{path}: no such run; train one with `ensuite train MODEL --data DATA --out {path}`")
+        raise EnsuiteError(
+            f"{path}: no such run; train one with `ensuite train MODEL --data DATA --out {path}`"
+        )
     try:
         card = json.loads((path / "card.json").read_text())
         version, _ = card["format_version"], card["n_items"]
@@ -113,7 +118,9 @@ def read_card(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise EnsuiteError(f"{path / 'card.json'}: damaged, or not a run's card") from None
     if version != FORMAT_VERSION:
-        raise EnsuiteError(f"{path}: run format {version}, this version of ensuite reads {FORMAT_VERSION}; train it again")
+        raise EnsuiteError(
+            f"{path}: run format {version}, this version of ensuite reads {FORMAT_VERSION}; train it again"
+        )
     return card
 
 
@@ -130,7 +137,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         text = {"format_version": str(FORMAT_VERSION), "ensuite": json.dumps(dict(metadata))}
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, aside, metadata=text)
+        save_file(
+            {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()},
+            aside,
+            metadata=text,
+        )
         os.replace(aside, path)
     except (OSError, SafetensorError) as error:
         raise EnsuiteError(f"{path}: cannot be written ({error}); the file before it is untouched") from None
@@ -147,7 +158,9 @@ def read_tensors(path: Path, missing: str) -> tuple[dict[str, Tensor], dict[str,
             text = file.metadata() or {}
             version = text.get("format_version")
             if version != str(FORMAT_VERSION):
-                raise EnsuiteError(f"{path}: checkpoint format {version}, this version of ensuite reads {FORMAT_VERSION}")
+                raise EnsuiteError(
+                    f"{path}: checkpoint format {version}, this version of ensuite reads {FORMAT_VERSION}"
+                )
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(text["ensuite"])  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise EnsuiteError(f"{path}: damaged, or not a checkpoint of ensuite: {error}") from None

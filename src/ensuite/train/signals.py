@@ -1,4 +1,5 @@
-"""SIGTERM and Ctrl-C end a training at the next step boundary, with a checkpoint, instead of in the middle of one."""
+"""SIGTERM and Ctrl-C end a training at the next step boundary, with a checkpoint, instead of in the middle of
+one."""
 
 from __future__ import annotations
 
