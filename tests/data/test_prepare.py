@@ -334,3 +334,10 @@ class TestGuesses:
         dataset = prepared(pl.DataFrame({"user": [1, 1, 1], "item": [3, 1, 2]}))
         assert dataset.card["order"] == "order of the source"
         assert any("no column looks like a time" in note for note in dataset.card["report"]["notes"])
+
+
+def test_ids_are_encoded_alike_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ensuite.data.ids.CHUNK", 3)
+    codes, known = encode(pl.Series(["b", "a", "c", "a", "b", "d", "a"]))
+    assert codes.tolist() == [1, 0, 2, 0, 1, 3, 0]
+    assert known.to_list() == ["a", "b", "c", "d"]

@@ -170,7 +170,7 @@ def test_nothing_beyond_the_training_view_is_read(cls):
     if cls is ItemKNN:
         pytest.importorskip("implicit")
     seen = [[1, 2, 3], [2, 3], [4, 1]]
-    whole = make_events([user + [5, 5] for user in seen], 5, held_out=2)
+    whole = make_events([[*user, 5, 5] for user in seen], 5, held_out=2)
     history = histories([1, 2], [4])
     assert scores(fitted(cls, whole), history) == scores(fitted(cls, make_events(seen, 5)), history)
 

@@ -12,7 +12,7 @@ import yaml
 from ensuite.errors import EnsuiteError
 from ensuite.models.registry import model_names
 from ensuite.train.config import resolve
-from ensuite.train.loop import Interrupted, StopTraining
+from ensuite.train.trainer import Interrupted, StopTraining
 from ensuite.tune import search as module
 from ensuite.tune.space import Range, built_in_space, defaults_inside, nest, read_space
 

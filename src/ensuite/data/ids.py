@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+CHUNK = 1 << 22
+
 
 def encode(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
     """Return the rank of each id among the different ones: [N] int32 from 0, and those in ascending order.
@@ -21,8 +23,12 @@ def encode(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
             return _encode_small(ids.to_numpy(), low, high)
     known = ids.unique().sort()
     rows = pl.DataFrame({"id": known, "code": np.arange(len(known), dtype=np.int32)})
-    codes = ids.alias("id").to_frame().join(rows, on="id", how="left", maintain_order="left")["code"]
-    return codes.to_numpy(), known
+    codes = np.empty(len(ids), np.int32)
+    for start in range(0, len(ids), CHUNK):  # the join's own memory is several times that of its rows
+        part = ids.slice(start, CHUNK).alias("id").to_frame()
+        found = part.join(rows, on="id", how="left", maintain_order="left")["code"]
+        codes[start : start + CHUNK] = found.to_numpy()
+    return codes, known
 
 
 def _encode_small(values: np.ndarray, low: int, high: int) -> tuple[np.ndarray, pl.Series]:

@@ -73,8 +73,9 @@ class Run:
         dataset = Dataset.open(path or self.card["data"]["path"])
         if dataset.fingerprint != self.card["data"]["fingerprint"]:
             raise EnsuiteError(
-                f"{dataset.path}: not the data of {self.path}: its fingerprint is {dataset.fingerprint}, the run "
-                f"was trained on {self.card['data']['fingerprint']}; give the right folder with --data, or train anew"
+                f"{dataset.path}: not the data of {self.path}: its fingerprint is {dataset.fingerprint}, the "
+                f"run was trained on {self.card['data']['fingerprint']}; give the right folder with --data, "
+                "or train anew"
             )
         return dataset
 

@@ -26,8 +26,9 @@ from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.evaluate.metrics import parse_metric
 from ensuite.train.config import read_recipe, resolve
-from ensuite.train.loop import Interrupted, StopTraining, train
+from ensuite.train.loop import train
 from ensuite.train.run import write_text
+from ensuite.train.trainer import Interrupted, StopTraining
 from ensuite.tune.space import Range, Space, built_in_space, defaults_inside, nest, read_space
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,327 @@
+"""Epochs, steps, validation in passing, early stopping: what happens between the first and the last step of a
+training."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ensuite.data.batches import Batch
+from ensuite.data.dataset import Cases, Dataset
+from ensuite.data.samples import Samples
+from ensuite.errors import EnsuiteError
+from ensuite.evaluate.metrics import compute_metrics
+from ensuite.evaluate.ranks import compute_ranks, gather
+from ensuite.models.base import Model
+from ensuite.train.checkpoint import State, cut_log, load_checkpoint, save_checkpoint
+from ensuite.train.config import RunConfig
+from ensuite.train.optimizer import build_optimizer, learning_rate
+from ensuite.train.progress import Display
+from ensuite.train.run import read_card, write_tensors, write_text
+from ensuite.train.signals import StopFlag
+
+VALIDATION_METRICS = ("ndcg@10", "hr@10", "mrr")
+
+
+class StopTraining(Exception):
+    """Raised by an `on_validation` callback to end the training; the best weights are kept."""
+
+
+class Interrupted(EnsuiteError):
+    """A signal ended the training; a checkpoint was written, and it can be resumed."""
+
+
+class _Step(nn.Module):
+    """The loss as a module's forward, so that distributed wrappers see it."""
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        if not bool((batch.targets > 0).any()):  # another process holds this batch's targets
+            return sum(p.sum() * 0.0 for p in self.model.parameters())  # type: ignore[return-value]
+        return self.model.loss(batch)  # type: ignore[operator]
+
+
+class Trainer:
+    """Trains one model; all it keeps between steps is in `state`, the weights and the optimiser."""
+
+    def __init__(
+        self,
+        model: Model,
+        config: RunConfig,
+        dataset: Dataset,
+        out: Path,
+        accelerator: Accelerator,
+        display: Display,
+        on_validation: Callable[[int, dict[str, float]], None] | None,
+    ):
+        self.model, self.config, self.dataset, self.out = model, config, dataset, out
+        self.accelerator, self.display, self.on_validation = accelerator, display, on_validation
+        self.part = (accelerator.process_index, accelerator.num_processes)
+        self.state = State()
+        self.cases = validation_cases(dataset, config)
+
+    # -- models that are counted
+    # ---------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        began = time.perf_counter()
+        with self.display.busy("counting"):
+            self.model.fit(self.dataset.events("train"))  # type: ignore[operator]
+        self.state.seconds = time.perf_counter() - began
+        self.model.eval()
+        if self.accelerator.is_main_process:
+            write_tensors(self.out / "model.safetensors", self.model.state_dict(), {})
+        if len(self.cases):
+            self.state.best = self._validate().get(self.config.training.metric, -math.inf)
+        self._finish("fitted")
+
+    # -- models that learn
+    # ---------------------------------------------------------------------------------------------
+
+    def train(self, resume: bool) -> None:
+        training, accelerator = self.config.training, self.accelerator
+        self.samples = Samples(
+            self.dataset.events("train"),
+            self.config.samples,
+            max_length=self.model.max_length,
+            batch_size=training.batch_size,
+            seed=self.config.seed,
+        )
+        self.steps = -(-len(self.samples) // training.accumulate)
+        self.optimizer = build_optimizer(self.model, training)
+        if resume:
+            self.state = load_checkpoint(self.out, self.model, self.optimizer)
+            if self.accelerator.is_main_process:
+                cut_log(self.out / "metrics.jsonl", self.state.total_steps)
+        if training.compile:
+            self.model.compile(dynamic=True)
+        self.module, self.optimizer = accelerator.prepare(_Step(self.model), self.optimizer)
+        stop = "all epochs done"
+        with StopFlag() as self.flag:
+            try:
+                while self.state.epoch < training.epochs:
+                    stop = self._epoch() or stop
+                    if stop != "all epochs done":
+                        break
+            except StopTraining as why:
+                stop = str(why) or "stopped by the callback"
+        self._finish(stop)
+
+    def _epoch(self) -> str | None:
+        """Train and validate one epoch; return why training ends, or None."""
+        state, training = self.state, self.config.training
+        self.model.train()
+        session = time.perf_counter() - state.seconds
+        saved = time.perf_counter()
+        self.display.start_epoch(state.epoch, training.epochs, self.steps, state.step)
+        over = False
+        while state.step < self.steps and not over:
+            loss = self._step()
+            state.loss_sum += loss
+            state.step += 1
+            state.total_steps += 1
+            state.seconds = time.perf_counter() - session
+            self.display.advance(loss)
+            over = bool(training.max_minutes) and state.seconds > 60 * training.max_minutes
+            if self.flag.is_set(self.accelerator):
+                self._save_checkpoint()
+                raise Interrupted(
+                    f"stopped by {self.flag.name} in epoch {state.epoch + 1}; everything is saved: "
+                    "go on with --resume"
+                )
+            if time.perf_counter() - saved > 60 * training.checkpoint_minutes:
+                self._save_checkpoint()
+                saved = time.perf_counter()
+        self._log_epoch()
+        state.epoch, state.step, state.loss_sum, state.spent = state.epoch + 1, 0, 0.0, {}
+        stop = "time is up" if over else None
+        last = stop is not None or state.epoch == training.epochs
+        if last or state.epoch % training.validate_every == 0:
+            metrics = self._validate()
+            state.seconds = time.perf_counter() - session
+            stop = self._judge(metrics) or stop
+            if self.on_validation is not None:
+                self._save_checkpoint()
+                self.on_validation(state.epoch, metrics)
+        self._save_checkpoint()
+        return stop
+
+    def _step(self) -> float:
+        """Do one optimiser step over `accumulate` batches; return its mean loss."""
+        state, training = self.state, self.config.training
+        seed = (self.config.seed * 1_000_003 + state.total_steps) * self.part[1] + self.part[0]
+        torch.manual_seed(seed % 2**62)
+        first = state.step * training.accumulate
+        numbers = range(first, min(first + training.accumulate, len(self.samples)))
+        began = time.perf_counter()
+        batches = [self.samples.batch(state.epoch, i, self.part).to(self.accelerator.device) for i in numbers]
+        asked = torch.tensor([float((b.targets > 0).sum()) for b in batches], device=self.accelerator.device)
+        total = float(self.accelerator.reduce(asked, "sum").sum()) if self.part[1] > 1 else float(asked.sum())
+        began = self._spend("batch", began)
+        value = 0.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(training, state.total_steps, self.steps * training.epochs)
+        self.optimizer.zero_grad(set_to_none=True)
+        for i, batch in enumerate(batches):
+            share = (
+                float(asked[i]) * self.part[1] / total
+            )  # so that the sum is the mean over all targets of the step
+            waits = i < len(batches) - 1
+            with (
+                self.accelerator.no_sync(self.module) if waits else nullcontext(),
+                self.accelerator.autocast(),
+            ):
+                loss = self.module(batch) * share
+                began = self._spend("forward", began)
+                value += float(loss.detach())
+                if not math.isfinite(value):
+                    raise EnsuiteError(self._not_finite(batch))
+                self.accelerator.backward(loss)
+                began = self._spend("backward", began)
+        if training.clip_norm:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), training.clip_norm)
+        self.optimizer.step()
+        self._spend("optimizer", began)
+        if self.part[1] > 1:
+            value = float(
+                self.accelerator.reduce(torch.tensor(value, device=self.accelerator.device), "mean")
+            )
+        return value
+
+    def _spend(self, activity: str, began: float) -> float:
+        now = time.perf_counter()
+        self.state.spent[activity] = self.state.spent.get(activity, 0.0) + now - began
+        return now
+
+    def _not_finite(self, batch: Batch) -> str:
+        users = self.dataset.users["user_id"].gather(batch.user[:3].cpu().numpy()).to_list()
+        best = (
+            "the best weights so far stay in model.safetensors"
+            if self.state.best_epoch
+            else "no weights were saved yet"
+        )
+        return (
+            f"the loss is not a finite number in epoch {self.state.epoch + 1}, step {self.state.step + 1} "
+            f"(first users of the batch: {', '.join(map(str, users))}); {best}. Try a smaller --training.lr, "
+            "--training.clip-norm 1, or --training.precision fp32"
+        )
+
+    # -- validation
+    # ----------------------------------------------------------------------------------------------------
+
+    def _validate(self) -> dict[str, float]:
+        if not len(self.cases):
+            raise EnsuiteError(
+                f"{self.dataset.path}: nobody to validate on: "
+                "all users are shorter than the split needs, or all are cold"
+            )
+        self.model.eval()
+        began = time.perf_counter()
+        ranks = compute_ranks(
+            self.model, self.dataset.events("all"), self.cases, device=self.accelerator.device, part=self.part
+        )
+        ranks = gather(ranks) if self.part[1] > 1 else ranks
+        names = dict.fromkeys((self.config.training.metric, *VALIDATION_METRICS))
+        metrics = compute_metrics(ranks, tuple(names))
+        self._log(
+            {
+                "kind": "valid",
+                "epoch": self.state.epoch,
+                "step": self.state.total_steps,
+                "metrics": metrics,
+                "seconds": round(time.perf_counter() - began, 3),
+                "elapsed": round(self.state.seconds, 3),
+            }
+        )
+        return metrics
+
+    def _judge(self, metrics: dict[str, float]) -> str | None:
+        """Keep the weights when they are the best so far; say whether patience is spent."""
+        state, training = self.state, self.config.training
+        value = metrics[training.metric]
+        if value > state.best:
+            state.best, state.best_epoch, state.bad = value, state.epoch, 0
+            if self.accelerator.is_main_process:
+                write_tensors(self.out / "model.safetensors", self.model.state_dict(), {"epoch": state.epoch})
+        else:
+            state.bad += 1
+        self.display.validated(state.epoch, metrics, training.metric, best=state.bad == 0)
+        if training.patience and state.bad >= training.patience:
+            return f"no better {training.metric} in {state.bad} validations"
+        return None
+
+    # -- what is written
+    # -----------------------------------------------------------------------------------------------
+
+    def _log_epoch(self) -> None:
+        state = self.state
+        self._log(
+            {
+                "kind": "train",
+                "epoch": state.epoch + 1,
+                "step": state.total_steps,
+                "loss": state.loss_sum / max(1, state.step),
+                "seconds": {name: round(value, 3) for name, value in state.spent.items()},
+                "elapsed": round(state.seconds, 3),
+                "sequences": self.samples.n_samples,
+            }
+        )
+
+    def _log(self, line: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with (self.out / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        values = line.get("metrics") or {"loss": line["loss"]}
+        self.accelerator.log(
+            {f"{line['kind']}/{name}": value for name, value in values.items()}, step=line["step"]
+        )
+
+    def _save_checkpoint(self) -> None:
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.out, self.model, self.optimizer, self.state)
+
+    def _finish(self, why: str) -> None:
+        state = self.state
+        if self.accelerator.is_main_process:
+            if not (self.out / "model.safetensors").exists():
+                write_tensors(self.out / "model.safetensors", self.model.state_dict(), {"epoch": state.epoch})
+            card = read_card(self.out)
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+                1 if sys.platform == "darwin" else 1024
+            )
+            card["training"] = {
+                "ended": why,
+                "epochs": state.epoch,
+                "best_epoch": state.best_epoch,
+                "steps": state.total_steps,
+                f"best_{self.config.training.metric}": state.best if math.isfinite(state.best) else None,
+            }
+            card["train_seconds"] = round(state.seconds, 3)
+            card["peak_memory_bytes"] = memory
+            card["processes"] = self.part[1]
+            write_text(self.out / "card.json", json.dumps(card, indent=2, default=str) + "\n")
+        self.display.finished(why, state.epoch, state.best_epoch, state.seconds)
+
+
+def validation_cases(dataset: Dataset, config: RunConfig) -> Cases:
+    """Return the validation cases, or the fixed sample of them that the configuration asks for."""
+    cases = dataset.cases("valid")
+    n = config.training.validation_users
+    if 0 < n < len(cases):
+        cases = cases.take(np.sort(np.random.default_rng(config.seed).choice(len(cases), n, replace=False)))
+    return cases
