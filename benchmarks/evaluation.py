@@ -5,9 +5,10 @@
     python benchmarks/evaluation.py large                     # 100,000 users x 1,000,000 items: peak memory
     python benchmarks/evaluation.py large --users 5000        # fewer users, the same memory per batch
 
-``ml-1m`` times SASRec (d 50, 2 blocks, 1 head, length 200) with random weights: histories read, forward, scores of all 3,416
-items, seen items left out, ranks, and five metrics. Each repetition does everything anew. ``large`` runs in a process of its
-own, whose peak resident memory is printed beside what Python, torch and the item table take before the evaluation begins.
+``ml-1m`` times SASRec (d 50, 2 blocks, 1 head, length 200) with random weights: histories read, forward,
+scores of all 3,416 items, seen items left out, ranks, and five metrics. Each repetition does everything
+anew. ``large`` runs in a process of its own, whose peak resident memory is printed beside what Python, torch
+and the item table take before the evaluation begins.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def ml1m(data: Path | None, repeats: int, batch_size: int) -> None:
     else:
         dataset = Dataset.open(data)
         events, cases = dataset.events("all"), dataset.cases("test")
-    model = SASRec(SASRecConfig(dim=50, blocks=2, heads=1, max_length=200, dropout=0.0), events.n_items).eval()
+    model = SASRec(
+        SASRecConfig(dim=50, blocks=2, heads=1, max_length=200, dropout=0.0), events.n_items
+    ).eval()
     seconds, forward = [], []
     for _ in range(repeats + 1):
         began = time.perf_counter()
@@ -97,10 +100,14 @@ def large(users: int, items: int, dim: int) -> None:
     )
 
 
-def synthetic_log(rng: np.random.Generator, *, n_users: int, n_items: int, mean_length: int) -> tuple[Events, Cases]:
+def synthetic_log(
+    rng: np.random.Generator, *, n_users: int, n_items: int, mean_length: int
+) -> tuple[Events, Cases]:
     """Return histories of log-normal lengths over Zipf-like items, the last event the target."""
     sigma = 1.0
-    lengths = np.clip(rng.lognormal(np.log(mean_length) - sigma**2 / 2, sigma, n_users), 5, n_items // 2).astype(np.int64)
+    lengths = np.clip(
+        rng.lognormal(np.log(mean_length) - sigma**2 / 2, sigma, n_users), 5, n_items // 2
+    ).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     items = (1 + n_items * rng.random(offsets[-1]) ** 2).astype(np.int32).clip(1, n_items)
     time_ = np.arange(len(items), dtype=np.int64)
@@ -114,7 +121,9 @@ def peak_megabytes() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["ml-1m", "large", "large-here"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--repeats", type=int, default=7)
@@ -130,7 +139,15 @@ def main() -> None:
     elif args.what == "large-here":
         large(args.users, args.items, args.dim)
     else:
-        command = [sys.executable, __file__, "large-here", "--users", str(args.users), "--items", str(args.items)]
+        command = [
+            sys.executable,
+            __file__,
+            "large-here",
+            "--users",
+            str(args.users),
+            "--items",
+            str(args.items),
+        ]
         subprocess.run([*command, "--dim", str(args.dim), "--threads", str(args.threads)], check=True)
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,12 @@ Ensuite = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def runs(cycle: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def runs(cycle: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two fitted runs on one dataset, and one on another."""
     out = tmp_path_factory.mktemp("runs")
     for name in ("popularity", "markov"):
         train(name, cycle, out / name)
-    yield out
+    return out
 
 
 def test_evaluate_writes_metrics_and_card(ensuite: Ensuite, runs: Path, tmp_path: Path, cycle: Dataset):
@@ -37,9 +37,20 @@ def test_evaluate_writes_metrics_and_card(ensuite: Ensuite, runs: Path, tmp_path
 
 def test_two_processes_give_the_digits_of_one(ensuite: Ensuite, runs: Path, tmp_path: Path):
     ensuite("evaluate", runs / "markov", "--json", "one.json", "--batch-size", "16")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "ensuite"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "ensuite",
+    ]
     command += ["evaluate", str(runs / "markov"), "--json", str(tmp_path / "two.json"), "--batch-size", "16"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / name).read_text())["metrics"] for name in ("one.json", "two.json"))
     assert one == two
@@ -48,7 +59,12 @@ def test_two_processes_give_the_digits_of_one(ensuite: Ensuite, runs: Path, tmp_
 
 def test_compare_writes_a_report(ensuite: Ensuite, runs: Path, tmp_path: Path):
     done = ensuite("compare", runs / "popularity", runs / "markov", "--out", "report")
-    assert {p.name for p in (tmp_path / "report").iterdir()} == {"table.csv", "slices.csv", "table.md", "report.html"}
+    assert {p.name for p in (tmp_path / "report").iterdir()} == {
+        "table.csv",
+        "slices.csv",
+        "table.md",
+        "report.html",
+    }
     assert done.stdout.index("markov") < done.stdout.index("popularity")  # the best first
     assert "p < .001" in done.stdout
     assert "Next:" in done.stdout

@@ -31,13 +31,19 @@ class TableScorer:
 
 
 class DotScorer:
-    """Sums the vectors of the history (the last `max_length` items) and takes dot products, as real models do."""
+    """Sums the vectors of the history (the last `max_length` items) and takes dot products, as real models
+    do.
+    """
 
-    def __init__(self, n_items: int, dim: int = 16, *, whole: bool = False, max_length: int = 10, seed: int = 0):
+    def __init__(
+        self, n_items: int, dim: int = 16, *, whole: bool = False, max_length: int = 10, seed: int = 0
+    ):
         generator = torch.Generator().manual_seed(seed)
         shape = n_items + 1, dim
         self.vectors = (
-            torch.randint(-2, 3, shape, generator=generator).float() if whole else torch.randn(shape, generator=generator)
+            torch.randint(-2, 3, shape, generator=generator).float()
+            if whole
+            else torch.randn(shape, generator=generator)
         )
         self.max_length = max_length
         self.n_items = n_items
@@ -50,7 +56,9 @@ class DotScorer:
         return lambda first, last: user @ catalogue[first:last].T
 
 
-def log(histories: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], n_items: int) -> tuple[Events, Cases]:
+def log(
+    histories: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], n_items: int
+) -> tuple[Events, Cases]:
     """Return events and cases of users who had ``histories`` and then ``targets``."""
     rows = [[*h, *t] for h, t in zip(histories, targets)]
     offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])])
@@ -60,7 +68,9 @@ def log(histories: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], n_
     return events, Cases(np.arange(len(rows)), offsets[:-1], end, offsets[1:])
 
 
-def random_log(n_users: int = 200, n_items: int = 300, n_targets: int = 1, seed: int = 0) -> tuple[Events, Cases]:
+def random_log(
+    n_users: int = 200, n_items: int = 300, n_targets: int = 1, seed: int = 0
+) -> tuple[Events, Cases]:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(3, 40, n_users)
     draw: Any = lambda n: rng.integers(1, n_items + 1, n).tolist()  # noqa: E731

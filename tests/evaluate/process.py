@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from evaluate.fakes import DotScorer, random_log
 
 from ensuite.evaluate.ranks import compute_ranks, gather
-from evaluate.fakes import DotScorer, random_log
 
 
 def rank_share(rank: int, world: int, port: int, out: str) -> None:

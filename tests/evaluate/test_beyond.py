@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from evaluate.fakes import DotScorer, TableScorer, log, random_log
 
 from ensuite.errors import EnsuiteError
 from ensuite.evaluate.beyond import category_vectors, compute_beyond, count_items, diversity, gini
@@ -11,7 +12,6 @@ from ensuite.evaluate.metrics import compute_metrics
 from ensuite.evaluate.ranks import compute_ranks
 from ensuite.evaluate.sampled import compute_sampled_ranks, draw_negatives
 from ensuite.evaluate.slices import head_items, slice_ranks
-from evaluate.fakes import DotScorer, TableScorer, log, random_log
 
 
 def test_lists_by_hand():
@@ -27,7 +27,9 @@ def test_lists_by_hand():
     assert got["coverage@1"] == pytest.approx(2 / 5)
     assert got["arp@2"] == 1.0
     assert got["novelty@2"] == pytest.approx(-np.log2(share).mean())
-    assert got["popularity-lift@2"] == pytest.approx(1.0 / 2.0 - 1)  # histories hold items 1 and 2: (3 + 1) / 2
+    assert got["popularity-lift@2"] == pytest.approx(
+        1.0 / 2.0 - 1
+    )  # histories hold items 1 and 2: (3 + 1) / 2
     assert got["gini@2"] == pytest.approx(gini(np.array([1, 1, 2, 0, 0])))
 
 
@@ -123,7 +125,10 @@ def test_sampling_everything_is_full_ranking():
     sampled = compute_sampled_ranks(model, events, cases, everything, "uniform-35", item_block=7)
     assert np.array_equal(full.rank, sampled.rank)
     assert np.array_equal(full.ties, sampled.ties)
-    assert compute_metrics(sampled, ["ndcg@10/uniform-35"])["ndcg@10/uniform-35"] == compute_metrics(full, ["ndcg@10"])["ndcg@10"]
+    assert (
+        compute_metrics(sampled, ["ndcg@10/uniform-35"])["ndcg@10/uniform-35"]
+        == compute_metrics(full, ["ndcg@10"])["ndcg@10"]
+    )
     few = compute_sampled_ranks(model, events, cases, everything[:, :5], "uniform-5")
     assert (few.rank <= full.rank).all()
     with pytest.raises(EnsuiteError, match="larger than the 6 items"):

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from evaluate.fakes import DotScorer, TableScorer
 
 from ensuite.data.dataset import Dataset, Split, write_dataset
 from ensuite.errors import EnsuiteError
 from ensuite.evaluate.compare import Entry, compare
 from ensuite.evaluate.evaluate import evaluate
-from evaluate.fakes import DotScorer, TableScorer
 
 
 def write_log(out: Path, n_users: int = 60, n_items: int = 30) -> Dataset:
@@ -28,7 +28,11 @@ def write_log(out: Path, n_users: int = 60, n_items: int = 30) -> Dataset:
         items=pl.DataFrame({"item_id": np.arange(n_items), "genres": ["A|B", "B", "C"] * (n_items // 3)}),
         users=pl.DataFrame({"user_id": [f"person-{u}" for u in range(n_users)]}),
         columns={},
-        card={"time_unit": None, "split": {"kind": "leave-one-out", "targets": "next"}, "name": "a <small> log"},
+        card={
+            "time_unit": None,
+            "split": {"kind": "leave-one-out", "targets": "next"},
+            "name": "a <small> log",
+        },
     )
 
 
@@ -51,7 +55,10 @@ def card(dataset: Dataset, **protocol: object) -> dict[str, object]:
 
 
 def three(dataset: Dataset) -> list[Entry]:
-    history = [{"kind": "valid", "epoch": e, "step": e, "metrics": {"ndcg@10": e / 10}, "elapsed": e} for e in range(1, 5)]
+    history = [
+        {"kind": "valid", "epoch": e, "step": e, "metrics": {"ndcg@10": e / 10}, "elapsed": e}
+        for e in range(1, 5)
+    ]
     return [
         Entry("dot <b>", DotScorer(30), card(dataset), history),
         Entry("dot-2", DotScorer(30, seed=1), card(dataset, request_time=True), history),
@@ -60,7 +67,15 @@ def three(dataset: Dataset) -> list[Entry]:
 
 
 def test_all_kinds_of_metrics_in_one_call(dataset: Dataset):
-    names = ["ndcg@10", "coverage@5", "hr@3/uniform-8", "hr@3/popularity-8", "mrr", "diversity@5", "popularity-lift@5"]
+    names = [
+        "ndcg@10",
+        "coverage@5",
+        "hr@3/uniform-8",
+        "hr@3/popularity-8",
+        "mrr",
+        "diversity@5",
+        "popularity-lift@5",
+    ]
     result = evaluate(DotScorer(30), dataset, "valid", names)
     assert list(result.metrics) == names
     assert all(np.isfinite(v) for v in result.metrics.values())
@@ -101,7 +116,9 @@ def test_a_comparison_is_right_and_paired(dataset: Dataset):
     assert result.row("dot <b>").metrics["ndcg@10"].mean == pytest.approx(alone, rel=1e-12)
     for row in result.rows[1:]:
         test = row.tests["hr@10"]
-        assert test.difference.mean == pytest.approx(row.metrics["hr@10"].mean - result.rows[0].metrics["hr@10"].mean)
+        assert test.difference.mean == pytest.approx(
+            row.metrics["hr@10"].mean - result.rows[0].metrics["hr@10"].mean
+        )
         assert test.difference.low <= test.difference.mean <= test.difference.high
         assert test.p_holm >= test.p
     assert result.row("dot-2").request_time
@@ -159,7 +176,13 @@ def test_the_report_is_whole_and_asks_nobody(dataset: Dataset, tmp_path: Path):
     assert "dot <b>" not in page  # escaped
     assert "dot &lt;b&gt;" in page
     assert "a <small> log" not in page
-    headings = ("Learning curves", "against the cut-off", "Popular and rare", "Scoring speed", "Training time")
+    headings = (
+        "Learning curves",
+        "against the cut-off",
+        "Popular and rare",
+        "Scoring speed",
+        "Training time",
+    )
     assert all(heading in page for heading in headings)
     assert page.count("<svg") == page.count("</svg>") == 8
     assert "nan" not in page.lower().replace("finance", "")

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from evaluate.fakes import TableScorer, log
 
 from ensuite.errors import EnsuiteError
 from ensuite.evaluate.metrics import compute_metrics, parse_metric, per_case
 from ensuite.evaluate.ranks import Ranks, compute_ranks
-from evaluate.fakes import TableScorer, log
 
 
 def ranks_of(*cases: list[float], n_items: int = 100) -> Ranks:

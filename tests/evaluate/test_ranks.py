@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from evaluate.fakes import DotScorer, TableScorer, brute_ranks, log, random_log
+from evaluate.process import rank_share
 
 from ensuite.errors import EnsuiteError
 from ensuite.evaluate import counting, scoring
 from ensuite.evaluate.counting import NaNScores
 from ensuite.evaluate.ranks import Ranks, compute_ranks, gather, merge
-from evaluate.fakes import DotScorer, TableScorer, brute_ranks, log, random_log
-from evaluate.process import rank_share
 
 
 def test_ranks_by_hand_with_ties():
@@ -17,7 +17,8 @@ def test_ranks_by_hand_with_ties():
     events, cases = log([[5], [6], [5]], [[3], [1], [5]], 6)
     ranks = compute_ranks(model, events, cases)
     # user 0: candidates 1 2 3 4 6 with 5 3 3 3 4: two are higher than item 3, two are level: 1 + 2 + 1
-    # user 1: item 1 is the best of 1 2 3 4 5;  user 2: the target was seen before and can never be recommended
+    # user 1: item 1 is the best of 1 2 3 4 5;  user 2: the target was seen before and can never be
+    # recommended
     assert ranks.rank.tolist() == [4.0, 1.0, np.inf]
     assert ranks.ties.tolist() == [2, 0, 0]
     assert ranks.n_candidates.tolist() == [5, 5, 5]
@@ -67,7 +68,9 @@ def test_items_scored_minus_infinity_are_no_candidates():
 
 
 @pytest.mark.parametrize("n_targets", [1, 4])
-@pytest.mark.parametrize("setting", [{}, {"item_block": 7}, {"batch_size": 3}, {"batch_size": 64, "item_block": 299}])
+@pytest.mark.parametrize(
+    "setting", [{}, {"item_block": 7}, {"batch_size": 3}, {"batch_size": 64, "item_block": 299}]
+)
 def test_blocks_and_batches_change_nothing(n_targets: int, setting: dict[str, int]):
     events, cases = random_log(n_targets=n_targets)
     model = DotScorer(300, whole=True)
@@ -96,7 +99,9 @@ def test_chunks_within_a_block_change_nothing(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_real_scores_tie_exactly_across_blocks():
-    """Two items with one vector are tied wherever they lie: the target's score must be the very bits of its block."""
+    """Two items with one vector are tied wherever they lie: the target's score must be the very bits of its
+    block.
+    """
     model = DotScorer(301, dim=50)
     model.vectors[300] = model.vectors[3]
     events, cases = random_log(n_items=299)

@@ -56,7 +56,12 @@ def test_the_paired_test():
     other = (rng.random(3000) < 0.2).astype(float)
     ours = paired_p(a, other)
     shuffled = stats.permutation_test(
-        (a - other,), lambda d, axis: d.mean(axis), permutation_type="samples", n_resamples=2000, random_state=0, vectorized=True
+        (a - other,),
+        lambda d, axis: d.mean(axis),
+        permutation_type="samples",
+        n_resamples=2000,
+        random_state=0,
+        vectorized=True,
     )
     assert ours == pytest.approx(float(shuffled.pvalue), abs=0.04)  # t-test and sign-flip test agree
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Compare runs on one dataset: 95 % intervals, paired tests, time, memory; CSV, Markdown and an HTML report.
+    """Compare runs on one dataset: 95 % intervals, paired tests, time, memory; CSV, Markdown and an HTML
+    report.
 
     ensuite compare runs/* --out report/
     ensuite compare runs/sasrec runs/popularity --against popularity
@@ -40,7 +41,9 @@ class Arguments:
     request_time: bool = True
     """Tell models that read it when the target was asked for."""
     category_column: str | None = None
-    """Column of the item table that diversity looks at; default: genres, genre, categories, category or tags."""
+    """Column of the item table that diversity looks at; default: genres, genre, categories, category or
+    tags.
+    """
     resamples: int = 1000
     """Bootstrap resamples of the users."""
     seed: int = 0
@@ -82,7 +85,10 @@ def main(argv: list[str]) -> None:
         console.print(f"Written: {', '.join(str(f) for f in files)}", highlight=False, soft_wrap=True)
     best = next(run for run, entry in zip(runs, entries) if entry.name == result.rows[0].name)
     if args.out is None:
-        console.print("Next: the same with --out report/ writes CSV, Markdown and an HTML page with plots", highlight=False)
+        console.print(
+            "Next: the same with --out report/ writes CSV, Markdown and an HTML page with plots",
+            highlight=False,
+        )
     else:
         console.print(
             f"Next: open {args.out / 'report.html'}, or ensuite recommend {best.path} --history ID ...",
@@ -98,7 +104,9 @@ def load_runs(paths: tuple[Path, ...]) -> list[Any]:
 
     if not paths:
         raise EnsuiteError("no run given: ensuite compare RUN... --out report/")
-    wrong = [path for path in paths if not (path / "config.yaml").exists() or not (path / "card.json").exists()]
+    wrong = [
+        path for path in paths if not (path / "config.yaml").exists() or not (path / "card.json").exists()
+    ]
     if wrong:
         raise EnsuiteError(
             f"not a run folder (config.yaml and card.json are needed): {', '.join(map(str, wrong))}; "

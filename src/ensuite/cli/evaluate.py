@@ -37,7 +37,9 @@ class Arguments:
     phase: Literal["valid", "test"] = "test"
     """Which part of the split is asked for."""
     metrics: tuple[str, ...] = ("ndcg@10", "hr@10", "mrr")
-    """ndcg, hr, recall, precision, map, mrr, coverage, gini, novelty, arp, popularity-lift, diversity; @ a cut-off."""
+    """ndcg, hr, recall, precision, map, mrr, coverage, gini, novelty, arp, popularity-lift, diversity; @ a
+    cut-off.
+    """
     sampled: tuple[str, ...] = ()
     """Also among sampled candidates, to repeat published numbers: uniform-100, popularity-100."""
     slices: bool = False
@@ -47,7 +49,9 @@ class Arguments:
     request_time: bool = True
     """Tell models that read it when the target was asked for."""
     category_column: str | None = None
-    """Column of the item table that diversity looks at; default: genres, genre, categories, category or tags."""
+    """Column of the item table that diversity looks at; default: genres, genre, categories, category or
+    tags.
+    """
     seed: int = 0
     """Of sampled candidates and of the bootstrap."""
     batch_size: int = 256
@@ -65,7 +69,10 @@ def main(argv: list[str]) -> None:
     from ensuite.evaluate.metrics import parse_metric
     from ensuite.train.run import load_run
 
-    wanted = [*args.metrics, *(f"{m}/{s}" for s in args.sampled for m in args.metrics if not parse_metric(m).beyond)]
+    wanted = [
+        *args.metrics,
+        *(f"{m}/{s}" for s in args.sampled for m in args.metrics if not parse_metric(m).beyond),
+    ]
     run = load_run(args.run)
     dataset = run.dataset(args.data)
     exclude = args.exclude or run.card.get("protocol", {}).get("exclude", "seen")
@@ -91,15 +98,21 @@ def main(argv: list[str]) -> None:
     console = Console()
     _print(console, run.name, result, args.seed)
     if args.slices:
-        _print_slices(console, result.slices(dataset, [m for m in args.metrics if not parse_metric(m).beyond]))
+        _print_slices(
+            console, result.slices(dataset, [m for m in args.metrics if not parse_metric(m).beyond])
+        )
     if args.json is not None:
-        write_text(args.json, json.dumps({"metrics": result.metrics, "card": card}, indent=2, default=str) + "\n")
+        write_text(
+            args.json, json.dumps({"metrics": result.metrics, "card": card}, indent=2, default=str) + "\n"
+        )
         console.print(f"Written: {args.json}", highlight=False)
     beside = args.run.parent
     console.print(f"Next: ensuite compare {beside}/* --out report/", highlight=False, soft_wrap=True)
 
 
-def describe(card: dict[str, Any], result: Evaluation, dataset: Any, exclude: str, args: Arguments) -> dict[str, Any]:
+def describe(
+    card: dict[str, Any], result: Evaluation, dataset: Any, exclude: str, args: Arguments
+) -> dict[str, Any]:
     """Return the run's card with what this evaluation did."""
     protocol = {
         "exclude": exclude,
@@ -162,7 +175,9 @@ class Processes:
         import torch.distributed
 
         if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo")  # results travel through the CPU whatever scored them
+            torch.distributed.init_process_group(
+                "gloo"
+            )  # results travel through the CPU whatever scored them
             self.made = True
         return torch.distributed.get_rank()
 

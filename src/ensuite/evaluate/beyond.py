@@ -1,4 +1,5 @@
-"""What accuracy does not show: how much of the catalogue is recommended, how popular it is, how varied a list is.
+"""What accuracy does not show: how much of the catalogue is recommended, how popular it is, how varied a
+list is.
 
 All look at each case's best k items (`Ranks.lists`) and at the **training** events only:
 
@@ -83,7 +84,9 @@ def compute_beyond(
             out[name] = float(popularity[items].mean()) / max(usual, 1e-12) - 1.0
         else:
             if vectors is None:
-                raise EnsuiteError(f"metric '{name}' needs a vector per item: pass vectors, or name a category column")
+                raise EnsuiteError(
+                    f"metric '{name}' needs a vector per item: pass vectors, or name a category column"
+                )
             out[name] = diversity(lists, vectors)
     return out
 
@@ -109,14 +112,17 @@ def diversity(lists: np.ndarray, vectors: np.ndarray) -> float:
         n = (part > 0).sum(1)
         whole = n > 1
         rows = np.where((part > 0)[..., None], unit[part], 0.0)[whole]  # [C, k, D]
-        together = (rows.sum(1) ** 2).sum(1) - (rows**2).sum((1, 2))  # twice the sum of the cosines of all pairs
+        together = (rows.sum(1) ** 2).sum(1) - (rows**2).sum(
+            (1, 2)
+        )  # twice the sum of the cosines of all pairs
         total += float((1.0 - together / (n * (n - 1))[whole]).sum())
         n_lists += int(whole.sum())
     return total / n_lists if n_lists else 0.0
 
 
 def category_vectors(items: pl.DataFrame, column: str | None = None) -> np.ndarray:
-    """Return a 0/1 vector per item row from a column of categories ("Comedy|Drama", or a list): [V + 1, D] float32.
+    """Return a 0/1 vector per item row from a column of categories ("Comedy|Drama", or a list): [V + 1, D]
+    float32.
 
     Parameters
     ----------
@@ -135,7 +141,11 @@ def category_vectors(items: pl.DataFrame, column: str | None = None) -> np.ndarr
     values = items[column]
     if not isinstance(values.dtype, pl.List):
         values = values.cast(pl.String).str.split("|")
-    pairs = pl.DataFrame({"row": np.arange(1, len(values) + 1), "category": values}).explode("category").drop_nulls()
+    pairs = (
+        pl.DataFrame({"row": np.arange(1, len(values) + 1), "category": values})
+        .explode("category")
+        .drop_nulls()
+    )
     pairs = pairs.filter(pl.col("category").cast(pl.String) != "")
     names, code = np.unique(pairs["category"].cast(pl.String).to_numpy().astype(str), return_inverse=True)
     out = np.zeros((items.height + 1, max(1, len(names))), np.float32)

@@ -1,7 +1,7 @@
 """Models beside each other on one dataset: the same cases, the same rule, intervals, paired tests.
 
-Results whose cards differ are not put in one table: a number means something only together with the data, the split and the
-rule it was measured by.
+Results whose cards differ are not put in one table: a number means something only together with the data,
+the split and the rule it was measured by.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Test:
-    """A row's mean minus the reference's, paired by user, with its 95 % interval and p-values before and after Holm."""
+    """A row's mean minus the reference's, paired by user, with its 95 % interval and p-values before and
+    after Holm.
+    """
 
     __test__ = False  # not for pytest
 
@@ -85,7 +87,9 @@ class Row:
     def request_time(self) -> bool:
         """Whether the scores depend on when the target was asked for."""
         said = self.entry.card.get("protocol", {}).get("request_time")
-        return bool(said if said is not None else getattr(self.entry.model, "reads_request_time", lambda: False)())
+        return bool(
+            said if said is not None else getattr(self.entry.model, "reads_request_time", lambda: False)()
+        )
 
 
 @dataclass(frozen=True)
@@ -162,12 +166,14 @@ def compare(
     check_cards(entries)
     dataset = dataset or dataset_of(runs)
     check_dataset(entries, dataset)
-    exclude = next((e.card["protocol"]["exclude"] for e in entries if "protocol" in e.card), "seen")
+    exclude: Any = next((e.card["protocol"]["exclude"] for e in entries if "protocol" in e.card), "seen")
     asked = [parse_metric(name) for name in dict.fromkeys(metrics)]
     accuracy = tuple(m.name for m in asked if not m.beyond)
     beyond = tuple(m.name for m in asked if m.beyond)
     if not accuracy:
-        raise EnsuiteError(f"at least one accuracy metric is needed to rank models by; {', '.join(DEFAULT_METRICS)}, say")
+        raise EnsuiteError(
+            f"at least one accuracy metric is needed to rank models by; {', '.join(DEFAULT_METRICS)}, say"
+        )
     done: list[Evaluation] = []
     for entry in entries:
         _warm_up(entry.model, dataset, phase, device)
@@ -232,7 +238,9 @@ def _rows(
     flat = values.transpose(1, 0, 2).reshape(n_users, -1)
     means = bootstrap_means(flat, resamples, seed).reshape(-1, n_rows, n_metrics)  # [resamples, R, M]
     others = [i for i in range(n_rows) if i != reference]
-    p = np.array([[paired_p(values[i, :, m], values[reference, :, m]) for m in range(n_metrics)] for i in others])
+    p = np.array(
+        [[paired_p(values[i, :, m], values[reference, :, m]) for m in range(n_metrics)] for i in others]
+    )
     corrected = holm(p.ravel()).reshape(p.shape) if others else p
     first = accuracy[0]
     rows = []
@@ -240,7 +248,9 @@ def _rows(
         tests = {}
         if i != reference:
             for m, name in enumerate(accuracy):
-                difference = _interval(values[i, :, m] - values[reference, :, m], means[:, i, m] - means[:, reference, m])
+                difference = _interval(
+                    values[i, :, m] - values[reference, :, m], means[:, i, m] - means[:, reference, m]
+                )
                 at = others.index(i), m
                 tests[name] = Test(difference, float(p[at]), float(corrected[at]))
         slices = {}
@@ -257,7 +267,9 @@ def _rows(
                 slices=slices,
                 cutoffs={
                     base: [
-                        (k, float(per_case(result.ranks, f"{base}@{k}").mean())) for k in CUTOFFS if k <= dataset.n_items
+                        (k, float(per_case(result.ranks, f"{base}@{k}").mean()))
+                        for k in CUTOFFS
+                        if k <= dataset.n_items
                     ]
                     for base in CURVES
                 },
@@ -273,7 +285,9 @@ def _interval(values: np.ndarray, resampled: np.ndarray) -> Interval:
     return Interval(float(values.mean()), *(float(q) for q in np.quantile(resampled, [0.025, 0.975])))
 
 
-def _warm_up(model: Any, dataset: Dataset, phase: Literal["valid", "test"], device: torch.device | str | None) -> None:
+def _warm_up(
+    model: Any, dataset: Dataset, phase: Literal["valid", "test"], device: torch.device | str | None
+) -> None:
     """Score a few cases before the clock starts: the first call pays for thread pools and kernels' plans."""
     cases = dataset.cases(phase)
     compute_ranks(model, dataset.events("all"), cases.take(np.arange(min(32, len(cases)))), device=device)

@@ -38,26 +38,33 @@ class Counter:
         How many of the best items of each case are kept.
     """
 
-    def __init__(self, row: np.ndarray, target: np.ndarray, user: np.ndarray, device: torch.device, top: int = 0):
+    def __init__(
+        self, row: np.ndarray, target: np.ndarray, user: np.ndarray, device: torch.device, top: int = 0
+    ):
         self.user = user
         self.top = top
         self.row = torch.from_numpy(row).to(device)
         self.target = torch.from_numpy(target).to(device)
-        self.score = torch.full((len(row),), torch.nan, device=device)  # [T], -inf when the target is no candidate
+        self.score = torch.full(
+            (len(row),), torch.nan, device=device
+        )  # [T], -inf when the target is no candidate
         self.higher = torch.zeros(len(row), dtype=torch.int64, device=device)
         self.level = torch.zeros_like(self.higher)
         self.n_candidates = torch.zeros(len(user), dtype=torch.int64, device=device)  # [B]
         self.best: tuple[Tensor, Tensor] | None = None  # scores and item rows, [B, K] each
-        # Targets are compared one per case at a time: first each case's first one, then each case's second, ...
+        # Targets are compared one per case at a time: first each case's first one, then each case's second,
+        # ...
         nth = np.arange(len(row)) - np.searchsorted(row, row)
-        self.rounds = [torch.from_numpy(np.flatnonzero(nth == n)).to(device) for n in range(nth.max(initial=0) + 1)]
+        self.rounds = [
+            torch.from_numpy(np.flatnonzero(nth == n)).to(device) for n in range(nth.max(initial=0) + 1)
+        ]
         self._own = self._flags = torch.empty(0, device=device)
 
     def count(self, batch: ScoredBatch, seen: tuple[np.ndarray, np.ndarray] | None) -> None:
         """Score all items and count; ``seen`` are (case, item row) pairs to be left out, [N] int64 each.
 
-        When the catalogue needs several blocks, those that hold targets are scored twice: a score computed in another
-        way would differ in its last bits, and no tie would be found.
+        When the catalogue needs several blocks, those that hold targets are scored twice: a score computed
+        in another way would differ in its last bits, and no tie would be found.
         """
         device, blocks = batch.device, batch.blocks
         pairs = seen or (np.zeros(0, np.int64), np.zeros(0, np.int64))
@@ -66,7 +73,9 @@ class Counter:
         order = slice(None) if one_chunk else np.argsort(pairs[1], kind="stable")
         seen_row, seen_item = (torch.from_numpy(x[order]).to(device) for x in pairs)
         if len(blocks) > 1:
-            held = np.unique(np.searchsorted([last for _, last in blocks], self.target.cpu().numpy(), side="right"))
+            held = np.unique(
+                np.searchsorted([last for _, last in blocks], self.target.cpu().numpy(), side="right")
+            )
             for first, last in (blocks[i] for i in held):
                 self._read_targets(batch.scores(first, last), first, last)
         for first, last in blocks:
@@ -84,7 +93,9 @@ class Counter:
         self.score[here] = scores[self.row[here], self.target[here] - first].float()
 
     def _count(self, scores: Tensor, begin: int, seen_row: Tensor, seen_item: Tensor) -> None:
-        """Count one chunk of columns. It is copied first: a scorer may hand out a view of the model's own memory."""
+        """Count one chunk of columns. It is copied first: a scorer may hand out a view of the model's own
+        memory.
+        """
         rows, width = scores.shape
         if self._own.shape != scores.shape:
             self._own, self._flags = torch.empty((2, rows, width), device=scores.device)
@@ -95,7 +106,8 @@ class Counter:
         own.view(-1).index_fill_(0, seen_row * width + (seen_item - begin), -torch.inf)
         here = ((self.target >= begin) & (self.target < begin + width)).nonzero()[:, 0]
         self.score[here] = own[self.row[here], self.target[here] - begin]
-        # Comparisons written as floats and summed take a fifth of the time of booleans; exact below 2^24 columns.
+        # Comparisons written as floats and summed take a fifth of the time of booleans; exact below 2^24
+        # columns.
         self.n_candidates += torch.gt(own, -torch.inf, out=self._flags).sum(1).long()
         for targets in self.rounds:
             whose = self.row[targets]

@@ -41,13 +41,22 @@ def as_entry(run: Any, name: str | None = None) -> Entry:
     if isinstance(run, Entry):
         return run if name is None else replace(run, name=name)
     if isinstance(run, (str, os.PathLike)):
-        raise EnsuiteError(f"{run}: a path; open the run first: compare([ensuite.load_run({str(run)!r}), ...])")
+        raise EnsuiteError(
+            f"{run}: a path; open the run first: compare([ensuite.load_run({str(run)!r}), ...])"
+        )
     model = run if hasattr(run, "scorer") else getattr(run, "model", None)
     if model is None:
-        raise EnsuiteError(f"a {type(run).__name__} cannot be compared: a run, a recommender or a model is needed")
+        raise EnsuiteError(
+            f"a {type(run).__name__} cannot be compared: a run, a recommender or a model is needed"
+        )
     own = name or getattr(run, "name", None) or type(model).__name__
     card, history = getattr(run, "card", None), getattr(run, "history", None)
-    return Entry(str(own), model, card if isinstance(card, Mapping) else {}, history if isinstance(history, list) else ())
+    return Entry(
+        str(own),
+        model,
+        card if isinstance(card, Mapping) else {},
+        history if isinstance(history, list) else (),
+    )
 
 
 def check_cards(entries: Sequence[Entry]) -> None:
@@ -91,7 +100,11 @@ def _lookup(card: Mapping[str, Any], key: str) -> Any:
 
 
 def named_runs(runs: Sequence[Any] | Mapping[str, Any]) -> list[tuple[Any, str | None]]:
-    return [(run, name) for name, run in runs.items()] if isinstance(runs, Mapping) else [(run, None) for run in runs]
+    return (
+        [(run, name) for name, run in runs.items()]
+        if isinstance(runs, Mapping)
+        else [(run, None) for run in runs]
+    )
 
 
 def dataset_of(runs: Sequence[Any] | Mapping[str, Any]) -> Dataset:

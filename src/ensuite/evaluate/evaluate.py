@@ -23,7 +23,9 @@ from ensuite.evaluate.slices import slice_ranks
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured. ``ranks`` are over all items; ``sampled`` holds those over sampled candidates, by name."""
+    """What was measured. ``ranks`` are over all items; ``sampled`` holds those over sampled candidates, by
+    name.
+    """
 
     phase: str
     metrics: dict[str, float]
@@ -66,17 +68,21 @@ def evaluate(
     seed
         Of sampled negatives.
     category_column
-        Column of the item table for ``diversity``; by default the first of genres, genre, categories, category, tags.
+        Column of the item table for ``diversity``; by default the first of genres, genre, categories,
+        category, tags.
 
     Raises
     ------
     EnsuiteError
-        For an unknown metric or one that cannot be computed, a phase without cases, or NaN scores (the user is named).
+        For an unknown metric or one that cannot be computed, a phase without cases, or NaN scores (the user
+        is named).
     """
     wanted = [parse_metric(name) for name in dict.fromkeys(metrics)]
     events, cases = dataset.events("all"), dataset.cases(phase)
     if not len(cases):
-        raise EnsuiteError(f"{dataset.path}: no case to evaluate in '{phase}': no user has both a history and a target there")
+        raise EnsuiteError(
+            f"{dataset.path}: no case to evaluate in '{phase}': no user has both a history and a target there"
+        )
     for metric in wanted:
         if metric.k is not None and metric.candidates == ALL_ITEMS and metric.k > dataset.n_items:
             raise EnsuiteError(
@@ -86,7 +92,12 @@ def evaluate(
     vectors = None
     if any(m.base == "diversity" for m in beyond):
         vectors = category_vectors(dataset.items, category_column)
-    common: dict[str, Any] = {"batch_size": batch_size, "request_time": request_time, "device": device, "part": share()}
+    common: dict[str, Any] = {
+        "batch_size": batch_size,
+        "request_time": request_time,
+        "device": device,
+        "part": share(),
+    }
     try:
         began = time.perf_counter()
         top = max((m.k or 0 for m in beyond), default=0)
@@ -105,13 +116,18 @@ def evaluate(
     if beyond:
         popularity = count_items(dataset.events("train"))
         values |= compute_beyond(
-            ranks, [m.name for m in beyond], popularity=popularity, events=events, cases=cases, vectors=vectors
+            ranks,
+            [m.name for m in beyond],
+            popularity=popularity,
+            events=events,
+            cases=cases,
+            vectors=vectors,
         )
     return Evaluation(phase, {m.name: values[m.name] for m in wanted}, ranks, sampled, seconds)
 
 
 def _accuracy(wanted: Sequence[Metric], ranks: Ranks, sampled: dict[str, Ranks]) -> dict[str, float]:
-    out = {}
+    out: dict[str, float] = {}
     for metric in wanted:
         if not metric.beyond:
             out |= compute_metrics(sampled.get(metric.candidates, ranks), [metric.name])

@@ -66,19 +66,24 @@ def parse_metric(name: str) -> Metric:
         return Metric(name, base, k)
     if match["sampler"] not in SAMPLERS or base in BEYOND or int(match["n"]) == 0:
         hint = did_you_mean(match["sampler"], SAMPLERS)
-        raise EnsuiteError(f"unknown metric '{name}': sampled metrics are named like 'ndcg@10/uniform-100'; {hint}")
+        raise EnsuiteError(
+            f"unknown metric '{name}': sampled metrics are named like 'ndcg@10/uniform-100'; {hint}"
+        )
     return Metric(name, base, k, f"{match['sampler']}-{match['n']}")
 
 
 def compute_metrics(ranks: Ranks, names: Sequence[str] = DEFAULT_METRICS) -> dict[str, float]:
     """Return the mean over cases of each metric.
 
-    >>> one = Ranks(*[np.zeros(1, int)] * 4, np.array([0, 1]), np.array([7]), np.array([2.0]), np.array([0]), 20)
+    >>> one = Ranks(*[np.zeros(1, int)] * 4, np.array([0, 1]), np.array([7]), np.array([2.0]), np.array([0]),
+    20)
     >>> compute_metrics(one, ["hr@1", "hr@2", "mrr"])
     {'hr@1': 0.0, 'hr@2': 1.0, 'mrr': 0.5}
     """
     if not len(ranks):
-        raise EnsuiteError("there are no cases to evaluate: no user has a history and a target in this phase of the split")
+        raise EnsuiteError(
+            "there are no cases to evaluate: no user has a history and a target in this phase of the split"
+        )
     return {name: float(per_case(ranks, name).mean()) for name in names}
 
 
@@ -88,7 +93,9 @@ def per_case(ranks: Ranks, name: str) -> np.ndarray:
     if metric.beyond:
         raise EnsuiteError(f"metric '{name}' describes lists, not ranks: see `ensuite.evaluate.beyond`")
     if metric.candidates != ranks.candidates:
-        raise EnsuiteError(f"metric '{name}' is over {metric.candidates}, these ranks are over {ranks.candidates}")
+        raise EnsuiteError(
+            f"metric '{name}' is over {metric.candidates}, these ranks are over {ranks.candidates}"
+        )
     check_cutoff(metric, ranks)
     k = np.inf if metric.k is None else metric.k
     rank, owner, n_cases = ranks.rank, ranks.owner, len(ranks)
@@ -119,4 +126,6 @@ def check_cutoff(metric: Metric, ranks: Ranks) -> None:
     """Refuse a cut-off beyond what is ranked: such a metric would be 1 for anything."""
     most = ranks.n_items if ranks.candidates == ALL_ITEMS else int(ranks.n_candidates.max(initial=0))
     if metric.k is not None and len(ranks) and metric.k > most:
-        raise EnsuiteError(f"metric '{metric.name}': the cut-off {metric.k} is larger than the {most} items ranked")
+        raise EnsuiteError(
+            f"metric '{metric.name}': the cut-off {metric.k} is larger than the {most} items ranked"
+        )

@@ -1,11 +1,12 @@
 """The rank of what came next, among all items: the one thing every accuracy metric is computed from.
 
-Rank of a target = 1 + (candidates scored higher) + half of the other candidates tied with it. Candidates are all items of the
-catalogue but those in the user's whole history (with ``exclude="seen"``) and those the model scores -inf. A target that
-is no candidate can never be recommended: its rank is infinite. NaN scores are an error.
+Rank of a target = 1 + (candidates scored higher) + half of the other candidates tied with it. Candidates are
+all items of the catalogue but those in the user's whole history (with ``exclude="seen"``) and those the
+model scores -inf. A target that is no candidate can never be recommended: its rank is infinite. NaN scores
+are an error.
 
-Ranks are counted, not sorted, and the target's score is read from the very block that it is compared in, so that ties are
-exact. Nothing of the size users x items is ever held.
+Ranks are counted, not sorted, and the target's score is read from the very block that it is compared in, so
+that ties are exact. Nothing of the size users x items is ever held.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ class Ranks:
         )
 
     def restrict(self, keep: np.ndarray) -> Ranks:
-        """Keep only the targets where ``keep`` [T] is true, as if the others had not been asked for, and the cases that
-        have one left."""
+        """Keep only the targets where ``keep`` [T] is true, as if the others had not been asked for, and the
+        cases that have one left."""
         left = np.bincount(self.owner[keep], minlength=len(self))
         kept = replace(
             self,
@@ -101,7 +102,9 @@ class Ranks:
 
 
 def truth(events: Events, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sets of targets: offsets [C + 1] and item rows [T]; an item asked for twice in a case counts once."""
+    """Return the sets of targets: offsets [C + 1] and item rows [T]; an item asked for twice in a case
+    counts once.
+    """
     owner, rows = ragged_rows(cases.history_end, cases.target_end)
     items = events.item_idx[rows].astype(np.int64)
     if len(owner) > len(cases):
@@ -130,11 +133,13 @@ def compute_ranks(
     Parameters
     ----------
     model
-        Anything with ``max_length``, ``catalogue()`` and ``scorer(history, catalogue)``, see `ensuite.models.base`.
+        Anything with ``max_length``, ``catalogue()`` and ``scorer(history, catalogue)``, see
+        `ensuite.models.base`.
     events
         The whole log, ``dataset.events("all")``: cases point into it.
     exclude
-        "seen" leaves out every item of the user's history, however far back, also beyond what the model reads.
+        "seen" leaves out every item of the user's history, however far back, also beyond what the model
+        reads.
     item_block
         Items scored at a time; by default as many as fit in `SCORES_HELD` scores.
     top
@@ -219,8 +224,8 @@ def merge(parts: Sequence[Ranks]) -> Ranks:
 def gather(ranks: Ranks) -> Ranks:
     """Put the shares of all processes of the default group together; every process gets the whole.
 
-    Metrics are computed from the gathered ranks, never averaged over processes, so that they equal those of one process
-    to the last digit. Without an initialised process group, ``ranks`` is returned as it is.
+    Metrics are computed from the gathered ranks, never averaged over processes, so that they equal those of
+    one process to the last digit. Without an initialised process group, ``ranks`` is returned as it is.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return ranks

@@ -1,7 +1,8 @@
 """Ranks among sampled negatives, to repeat published numbers; never the headline.
 
-Sampled metrics do not order models as full ranking does (Krichene and Rendle, KDD 2020). They exist under their own names,
-``ndcg@10/uniform-100``, and ties count half as everywhere: a constant scorer gets the middle rank, not the first.
+Sampled metrics do not order models as full ranking does (Krichene and Rendle, KDD 2020). They exist under
+their own names, ``ndcg@10/uniform-100``, and ties count half as everywhere: a constant scorer gets the
+middle rank, not the first.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ def draw_negatives(
     exclude: Exclude = "seen",
     seed: int = 0,
 ) -> np.ndarray:
-    """Draw ``n`` different items for each case, none of them a target and, with ``exclude="seen"``, none of its history.
+    """Draw ``n`` different items for each case, none of them a target and, with ``exclude="seen"``, none of
+    its history.
 
     Parameters
     ----------
     weights
-        Chance of each item row, not normalised, [V + 1]; uniform when None. Draws are without replacement: each next
-        item is drawn with these weights among those that are left.
+        Chance of each item row, not normalised, [V + 1]; uniform when None. Draws are without replacement:
+        each next item is drawn with these weights among those that are left.
 
     Returns
     -------
@@ -70,7 +72,9 @@ def draw_negatives(
 
 
 def _draw(rng: np.random.Generator, steps: np.ndarray, taken: np.ndarray, n_rows: int, n: int) -> np.ndarray:
-    """Draw with replacement and keep, in order, what is neither taken nor drawn before, until every row has ``n``."""
+    """Draw with replacement and keep, in order, what is neither taken nor drawn before, until every row has
+    ``n``.
+    """
     base = len(steps)
     out = np.zeros((n_rows, n), np.int64)
     have = np.zeros(n_rows, np.int64)
@@ -110,7 +114,8 @@ def compute_sampled_ranks(
 ) -> Ranks:
     """Rank the targets of every case among its targets and its ``negatives`` [C, N].
 
-    ``name`` says how they were drawn, ``uniform-100`` say, and is what metrics over these ranks must be called by.
+    ``name`` says how they were drawn, ``uniform-100`` say, and is what metrics over these ranks must be
+    called by.
     """
     offsets, target = truth(events, cases)
     most = int(np.diff(offsets).max(initial=1))

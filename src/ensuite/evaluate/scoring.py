@@ -1,7 +1,8 @@
 """How a model is asked: fixed batches of cases, each scored block of items by block of items.
 
-The list of batches depends on the cases and the settings alone, never on how many processes share it. The last bits of a
-score can depend on what stands beside it in a batch, so processes take whole batches: then the ranks are the same bits.
+The list of batches depends on the cases and the settings alone, never on how many processes share it. The
+last bits of a score can depend on what stands beside it in a batch, so processes take whole batches: then
+the ranks are the same bits.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from ensuite.data.batches import case_batches
 from ensuite.data.dataset import Cases, Events
 
 SCORES_HELD = 1 << 26
-"""How many scores are held at a time: 2^26 float32 are 256 MiB. Batches shrink before the catalogue is cut into blocks,
-since with one block each score is computed once."""
+"""How many scores are held at a time: 2^26 float32 are 256 MiB. Batches shrink before the catalogue is cut
+into blocks, since with one block each score is computed once."""
 
 SMALLEST_BATCH = 32
 
@@ -85,7 +86,11 @@ def score_batches(
             asked = cases.take(which)
             _, history = next(
                 case_batches(
-                    events, asked, max_length=model.max_length, batch_size=len(which), request_time=request_time
+                    events,
+                    asked,
+                    max_length=model.max_length,
+                    batch_size=len(which),
+                    request_time=request_time,
                 )
             )
             yield ScoredBatch(which, model.scorer(history.to(where), catalogue), blocks, where)

@@ -1,6 +1,7 @@
 """Slices: the same metric for some of the targets or some of the users.
 
-    head, tail          targets among the 20 % of the items with most training events (ties: the lower item row is
+    head, tail          targets among the 20 % of the items with most training events (ties: the lower item
+    row is
                         head), and all the others
     cold items          targets without a training event
     cold users          users without a training event

@@ -1,13 +1,14 @@
 """How sure one can be of a mean over users, and of the difference between two models on the same users.
 
-**Intervals**: users are drawn with replacement, 1,000 times, and the middle 95 % of the means are reported. All models
-of a comparison are resampled with the same draws, so that intervals of differences are paired.
+**Intervals**: users are drawn with replacement, 1,000 times, and the middle 95 % of the means are reported.
+All models of a comparison are resampled with the same draws, so that intervals of differences are paired.
 
-**Tests**: the paired t-test on the per-user differences. It tests what the table shows, the mean difference; with hundreds
-of users or more the mean is near normal however skewed the metric, and its p-values are not floored by a number of
-resamples, which Holm's correction over many models and metrics needs. The Wilcoxon test drops all users on whom two models agree
-(nearly all, for hit rates) and tests a median. Urbano, Lima and Hanjalic (SIGIR 2019) find the t-test to keep its
-error rate best, the bootstrap's p-values too small, and advise against Wilcoxon's.
+**Tests**: the paired t-test on the per-user differences. It tests what the table shows, the mean difference;
+with hundreds of users or more the mean is near normal however skewed the metric, and its p-values are not
+floored by a number of resamples, which Holm's correction over many models and metrics needs. The Wilcoxon
+test drops all users on whom two models agree (nearly all, for hit rates) and tests a median. Urbano, Lima
+and Hanjalic (SIGIR 2019) find the t-test to keep its error rate best, the bootstrap's p-values too small,
+and advise against Wilcoxon's.
 
 A user with several cases is one unit: their cases are averaged first (`user_means`).
 """
@@ -60,11 +61,15 @@ def bootstrap_means(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 
         drawn = rng.integers(0, n, (rows, n), dtype=np.int32)  # [R, U]
         for row in range(rows):  # how often each user was drawn, times the values: no [R, U, M] is made
             times = np.bincount(drawn[row], minlength=n)
-            out[at + row] = np.einsum("mu,u->m", columns, times)  # not a BLAS call: its threads cost more than they save
+            out[at + row] = np.einsum(
+                "mu,u->m", columns, times
+            )  # not a BLAS call: its threads cost more than they save
     return out / n
 
 
-def intervals(values: np.ndarray, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> list[Interval]:
+def intervals(
+    values: np.ndarray, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> list[Interval]:
     """Return mean and percentile bootstrap interval of each column of ``values`` [U, M].
 
     >>> intervals(np.ones((50, 1)))

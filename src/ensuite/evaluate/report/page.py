@@ -8,6 +8,7 @@ from typing import Any
 
 from ensuite.evaluate.compare import Comparison, Row
 from ensuite.evaluate.report import tables
+from ensuite.evaluate.report.style import STYLE
 from ensuite.evaluate.report.svg import (
     N_COLOURS,
     Series,
@@ -17,7 +18,6 @@ from ensuite.evaluate.report.svg import (
     paint,
     scatter_chart,
 )
-from ensuite.evaluate.report.style import STYLE
 
 PRETTY = {"ndcg": "NDCG", "hr": "HR", "mrr": "MRR", "map": "MAP", "arp": "ARP"}
 
@@ -87,7 +87,9 @@ def _leaderboard(c: Comparison) -> str:
         under = [model] if model and model != row.name else []
         under += [f"seed {row.entry.card['seed']}"] if row.entry.card.get("seed") is not None else []
         under += ["reads request time"] if row.request_time else []
-        cells = [f'{_chip(i)}<span class="run">{escape(row.name)}</span><small>{escape(", ".join(under))}</small>']
+        cells = [
+            f'{_chip(i)}<span class="run">{escape(row.name)}</span><small>{escape(", ".join(under))}</small>'
+        ]
         for name, value in row.metrics.items():
             tag = "b" if tables.verdict(c, row, name) in ("reference", "level") else "span"
             cells.append(f"<{tag}>{tables.score(value.mean)}</{tag}><small>{tables.interval(value)}</small>")
@@ -112,7 +114,15 @@ def _against(c: Comparison, row: Row) -> str:
 def _quality(c: Comparison) -> str:
     metric = c.metrics[0]
     series = [
-        Series(r.name, i, [v.mean], [0.0], [v.low], [v.high], [f"{r.name}: {tables.score(v.mean)} ({tables.interval(v)})"])
+        Series(
+            r.name,
+            i,
+            [v.mean],
+            [0.0],
+            [v.low],
+            [v.high],
+            [f"{r.name}: {tables.score(v.mean)} ({tables.interval(v)})"],
+        )
         for i, r in enumerate(c.rows)
         for v in [r.metrics[metric]]
     ]
@@ -124,7 +134,9 @@ def _learning(c: Comparison) -> str:
     series = []
     named = {"": c.metrics[0]}
     for i, row in enumerate(c.rows):
-        points = [line for line in row.entry.history if line.get("kind") == "valid" and len(row.entry.history) > 1]
+        points = [
+            line for line in row.entry.history if line.get("kind") == "valid" and len(row.entry.history) > 1
+        ]
         metric = next((m for m in (named[""], "ndcg@10") if points and m in points[0]["metrics"]), None)
         if metric is None or len(points) < 2:
             continue
@@ -140,7 +152,9 @@ def _learning(c: Comparison) -> str:
     chart = line_chart(
         drawn, title="Learning curves", x_label="epoch", y_label=f"{pretty(metric)}, validation"
     )
-    return _panel("Learning curves", f"{pretty(metric)} on validation after each epoch.", chart, _legend(drawn))
+    return _panel(
+        "Learning curves", f"{pretty(metric)} on validation after each epoch.", chart, _legend(drawn)
+    )
 
 
 def _cutoffs(c: Comparison) -> list[str]:
@@ -151,8 +165,8 @@ def _cutoffs(c: Comparison) -> list[str]:
             ks, values = zip(*row.cutoffs[base])
             notes = [f"{row.name}, {PRETTY[base]}@{k}: {tables.score(v)}" for k, v in zip(ks, values)]
             series.append(Series(row.name, i, ks, values, notes=notes))
-        ks = list(series[0].x)
-        if len(ks) < 2:
+        marks = list(series[0].x)
+        if len(marks) < 2:
             continue
         chart = line_chart(
             series,
@@ -160,18 +174,24 @@ def _cutoffs(c: Comparison) -> list[str]:
             x_label="cut-off k",
             y_label=f"{PRETTY[base]}@k",
             x_log=True,
-            x_ticks=ks,
+            x_ticks=marks,
             x_text=lambda k: f"{k:g}",
         )
-        out.append(_panel(f"{PRETTY[base]} against the cut-off", "How deep one has to look.", chart, _legend(series)))
+        out.append(
+            _panel(f"{PRETTY[base]} against the cut-off", "How deep one has to look.", chart, _legend(series))
+        )
     return out
 
 
 def _slices(c: Comparison) -> list[str]:
     metric = pretty(c.metrics[0])
-    groups = {
+    groups: dict[str, tuple[list[str], str]] = {
         "Popular and rare targets": (
-            [name for name in ("head items", "tail items", "cold items", "cold users") if name in c.slice_sizes],
+            [
+                name
+                for name in ("head items", "tail items", "cold items", "cold users")
+                if name in c.slice_sizes
+            ],
             "Head: the 20 % of items with most training events; cold: without one.",
         ),
         "Short and long histories": (
@@ -210,7 +230,11 @@ def _speed(c: Comparison) -> list[str]:
     metric = c.metrics[0]
     out = []
     axes: Sequence[tuple[str, str, Any]] = (
-        ("Scoring speed against quality", "time to rank all items for 1,000 users", lambda r: r.seconds / r.n_cases * 1000),
+        (
+            "Scoring speed against quality",
+            "time to rank all items for 1,000 users",
+            lambda r: r.seconds / r.n_cases * 1000,
+        ),
         ("Training time against quality", "training time", lambda r: r.train_seconds),
     )
     for heading, label, cost in axes:
@@ -245,7 +269,9 @@ def _plain(text: str) -> str:
     out = escape(text)
     for mark, tag in (("**", "b"), ("`", "code")):
         parts = out.split(mark)
-        out = parts[0] + "".join(f"{f'<{tag}>' if i % 2 else f'</{tag}>'}{part}" for i, part in enumerate(parts[1:], 1))
+        out = parts[0] + "".join(
+            f"{f'<{tag}>' if i % 2 else f'</{tag}>'}{part}" for i, part in enumerate(parts[1:], 1)
+        )
     return out
 
 
@@ -256,7 +282,9 @@ def _cards(c: Comparison) -> str:
     keys = list(dict.fromkeys(key for _, card in rows for key in card))
     head = "<tr><th>card</th>" + "".join(f"<th>{escape(name)}</th>" for name, _ in rows) + "</tr>"
     body = "".join(
-        f"<tr><td><code>{escape(key)}</code></td>" + "".join(f"<td>{escape(str(card.get(key, '')))}</td>" for _, card in rows) + "</tr>"
+        f"<tr><td><code>{escape(key)}</code></td>"
+        + "".join(f"<td>{escape(str(card.get(key, '')))}</td>" for _, card in rows)
+        + "</tr>"
         for key in keys
     )
     return (
@@ -277,7 +305,11 @@ def _panel(heading: str, hint: str, chart: str, legend: str = "") -> str:
 
 
 def _legend(series: Sequence[Series]) -> str:
-    return '<div class="legend">' + "".join(f"<span>{_chip(s.colour)}{escape(s.name)}</span>" for s in series) + "</div>"
+    return (
+        '<div class="legend">'
+        + "".join(f"<span>{_chip(s.colour)}{escape(s.name)}</span>" for s in series)
+        + "</div>"
+    )
 
 
 def _chip(colour: int) -> str:

@@ -1,7 +1,8 @@
 """Charts as inline SVG: no script, no font, no host to ask.
 
-Colours are CSS variables of the page (``--s0`` ... ``--s7`` for series, ``--grid``, ``--muted``, ``--fg``), so that a chart
-follows the page into the dark. Every mark carries a ``<title>``, which browsers show when the mouse rests on it.
+Colours are CSS variables of the page (``--s0`` ... ``--s7`` for series, ``--grid``, ``--muted``, ``--fg``),
+so that a chart follows the page into the dark. Every mark carries a ``<title>``, which browsers show when
+the mouse rests on it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ Format = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Series:
-    """One line or cloud of points. ``colour`` is an index; past `N_COLOURS` the same colours come back dashed."""
+    """One line or cloud of points. ``colour`` is an index; past `N_COLOURS` the same colours come back
+    dashed.
+    """
 
     name: str
     colour: int
@@ -52,7 +55,9 @@ class Frame:
 
     def y(self, value: float) -> float:
         low, high = self.y_range
-        return self.height - self.bottom - (value - low) / (high - low) * (self.height - self.top - self.bottom)
+        return (
+            self.height - self.bottom - (value - low) / (high - low) * (self.height - self.top - self.bottom)
+        )
 
     def add(self, mark: str) -> None:
         self.marks.append(mark)
@@ -74,7 +79,9 @@ class Frame:
         self.add(line(self.left, base, self.width - self.right, base, "axis"))
         for tick in ticks:
             x = self.x(tick)
-            self.add(line(x, self.top if grid else base, x, base if grid else base + 4, "grid" if grid else "axis"))
+            self.add(
+                line(x, self.top if grid else base, x, base if grid else base + 4, "grid" if grid else "axis")
+            )
             self.add(words(x, base + 18, text(tick), "tick", "middle"))
         self.add(words((self.left + self.width - self.right) / 2, self.height - 8, label, "label", "middle"))
 
@@ -138,14 +145,22 @@ def line_chart(
 
 
 def scatter_chart(
-    series: Sequence[Series], *, title: str, x_label: str, y_label: str, x_log: bool = True, x_text: Format | None = None
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    x_log: bool = True,
+    x_text: Format | None = None,
 ) -> str:
     """Return named points with vertical intervals: speed against quality."""
     frame, xs, ys = _frame(series, x_log, None, from_zero=False)
     frame.y_axis(ys, y_label, decimals(ys))
     frame.x_axis(xs, x_label, x_text or decimals(xs), grid=True)
     points = [(s, i, frame.x(x), frame.y(y)) for s in series for i, (x, y) in enumerate(zip(s.x, s.y))]
-    taken = [(px - 7, px + 7, py) for _, _, px, py in points]  # left, right and height of what names must not cover
+    taken = [
+        (px - 7, px + 7, py) for _, _, px, py in points
+    ]  # left, right and height of what names must not cover
     for s, i, px, py in points:
         if s.low:
             frame.add(line(px, frame.y(s.low[i]), px, frame.y(s.high[i]), "whisker", s.colour))
@@ -244,17 +259,31 @@ def _frame(
 ) -> tuple[Frame, list[float], list[float]]:
     xs = [x for s in series for x in s.x]
     ys = [y for s in series for y in (*s.y, *s.low, *s.high)]
-    x_marks = list(x_ticks) if x_ticks is not None else log_ticks(min(xs), max(xs)) if x_log else ticks(min(0.0, *xs), max(xs))
+    x_marks = (
+        list(x_ticks)
+        if x_ticks is not None
+        else log_ticks(min(xs), max(xs))
+        if x_log
+        else ticks(min(0.0, *xs), max(xs))
+    )
     y_marks = ticks(0.0 if from_zero else min(ys), max(ys))
     return Frame((x_marks[0], x_marks[-1]), (y_marks[0], y_marks[-1]), x_log), x_marks, y_marks
 
 
-def _place(name: str, x: float, y: float, taken: Sequence[tuple[float, float, float]], width: int) -> tuple[float, float]:
+def _place(
+    name: str, x: float, y: float, taken: Sequence[tuple[float, float, float]], width: int
+) -> tuple[float, float]:
     """Return left end and height of a point's name, the nearest place where it covers nothing."""
     wide = 6.6 * len(name)
-    places = [(x + 10 if right else x - 10 - wide, y + shift) for shift in (0, -15, 15, -29, 29, -43, 43) for right in (True, False)]
+    places = [
+        (x + 10 if right else x - 10 - wide, y + shift)
+        for shift in (0, -15, 15, -29, 29, -43, 43)
+        for right in (True, False)
+    ]
     inside = [(left, at) for left, at in places if left + wide <= width] or places
-    free = (p for p in inside if all(p[0] > r or p[0] + wide < l or abs(p[1] - at) > 12 for l, r, at in taken))
+    free = (
+        p for p in inside if all(p[0] > r or p[0] + wide < l or abs(p[1] - at) > 12 for l, r, at in taken)
+    )
     return next(free, inside[0])
 
 

@@ -96,7 +96,11 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
     """Return one flat record per row, full precision."""
     out = []
     for row in comparison.rows:
-        record: dict[str, Any] = {"name": row.name, "model": row.entry.card.get("model", ""), "seed": row.entry.card.get("seed")}
+        record: dict[str, Any] = {
+            "name": row.name,
+            "model": row.entry.card.get("model", ""),
+            "seed": row.entry.card.get("seed"),
+        }
         for name, value in row.metrics.items():
             record |= {name: value.mean, f"{name} low": value.low, f"{name} high": value.high}
         for name in comparison.metrics:
@@ -163,7 +167,16 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 def markdown(comparison: Comparison) -> str:
     """Return the table with intervals and p-values, and what it means, as GitHub-flavoured Markdown."""
     c = comparison
-    head = ["run", *c.metrics, f"{c.metrics[0]} against {c.reference}", *c.beyond, "training", "scoring", "parameters", "memory"]
+    head = [
+        "run",
+        *c.metrics,
+        f"{c.metrics[0]} against {c.reference}",
+        *c.beyond,
+        "training",
+        "scoring",
+        "parameters",
+        "memory",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in c.rows:
         cells = [row.name + (" (reads request time)" if row.request_time else "")]
@@ -171,7 +184,9 @@ def markdown(comparison: Comparison) -> str:
             same = "" if verdict(c, row, name) in ("worse", "better") else "**"
             cells.append(f"{same}{score(value.mean)}{same} ({interval(value)})")
         test = row.tests.get(c.metrics[0])
-        cells.append("reference" if test is None else f"{score(test.difference.mean)}, p {p_value(test.p_holm)}")
+        cells.append(
+            "reference" if test is None else f"{score(test.difference.mean)}, p {p_value(test.p_holm)}"
+        )
         cells += [score(value) for value in row.beyond.values()]
         cells += [seconds(row.train_seconds), seconds(row.seconds), count(row.parameters), memory(row.memory)]
         lines.append("| " + " | ".join(cells) + " |")
@@ -188,7 +203,9 @@ def notes(comparison: Comparison) -> list[str]:
     """Return what the numbers mean, one sentence a paragraph."""
     p = comparison.protocol
     split = p["split"]
-    seen = "items of the user's history left out" if p["exclude"] == "seen" else "items of the history kept in"
+    seen = (
+        "items of the user's history left out" if p["exclude"] == "seen" else "items of the history kept in"
+    )
     share = p["tie_share"]
     out = [
         f"Data: {p['users']:,} users, {p['items']:,} items, {p['events']:,} events; split {split.get('kind')}, "
@@ -201,5 +218,8 @@ def notes(comparison: Comparison) -> list[str]:
         "Training time and memory are those of each run's own training; scoring is the time to rank all cases here.",
     ]
     if share is not None:
-        out.insert(1, f"Ties in time: {share:.1%} of the events share their time with another event of the user; order: {p['order']}.")
+        out.insert(
+            1,
+            f"Ties in time: {share:.1%} of the events share their time with another event of the user; order: {p['order']}.",
+        )
     return [f"- {text}" for text in out]
