@@ -53,8 +53,10 @@ def ml1m(data: Path | None, repeats: int, batch_size: int) -> None:
         forward.append(forward_only(model, events, cases, batch_size))
     what = "synthetic ML-1M shape" if data is None else str(data)
     print(
-        f"{what}: {len(cases):,} cases x {events.n_items:,} items, {torch.get_num_threads()} threads, batch {batch_size}: "
-        f"best {min(seconds[1:]):.3f} s, median {np.median(seconds[1:]):.3f} s, worst {max(seconds[1:]):.3f} s "
+        f"{what}: {len(cases):,} cases x {events.n_items:,} items, {torch.get_num_threads()} threads, "
+        f"batch {batch_size}: "
+        f"best {min(seconds[1:]):.3f} s, median {np.median(seconds[1:]):.3f} s, worst "
+        f"{max(seconds[1:]):.3f} s "
         f"of {repeats}; of that the encoder's forward alone: best {min(forward[1:]):.3f} s"
     )
 
@@ -96,7 +98,8 @@ def large(users: int, items: int, dim: int) -> None:
     spent = time.perf_counter() - began
     print(
         f"{users:,} users x {items:,} items, d {dim}: {spent:,.1f} s ({spent / users * 1e3:.2f} ms a user), "
-        f"peak memory {peak_megabytes():,.0f} MB, of which {before:,.0f} MB before it began; mrr {metrics['mrr']:.6f}"
+        f"peak memory {peak_megabytes():,.0f} MB, of which {before:,.0f} MB before it began; mrr "
+        f"{metrics['mrr']:.6f}"
     )
 
 

@@ -7,7 +7,7 @@ position can see a later one. Where an encoder counts positions from is its own 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,8 +47,7 @@ class History:
 
     def to(self, device: torch.device | str) -> History:
         """Move every tensor to ``device``."""
-        moved = {k: v if v is None else v.to(device, non_blocking=True) for k, v in vars(self).items()}
-        return History(**moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def last(self, n: int) -> History:
         """Keep at most the last ``n`` events of each row."""
@@ -57,7 +56,11 @@ class History:
         start = (self.lengths - n).clamp(min=0)[:, None]  # [B, 1]
         index = start + torch.arange(n, device=start.device)  # [B, n]
         index = index.clamp(max=self.items.shape[1] - 1)
-        return History(**{k: v if v is None else v.gather(1, index) for k, v in vars(self).items()})
+        return self._each(lambda tensor: tensor.gather(1, index))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> History:
+        times, requests = (None if t is None else change(t) for t in (self.times, self.request_times))
+        return History(change(self.items), times, requests)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ def evaluate(
     for metric in wanted:
         if metric.k is not None and metric.candidates == ALL_ITEMS and metric.k > dataset.n_items:
             raise EnsuiteError(
-                f"metric '{metric.name}': the cut-off {metric.k} is larger than the catalogue of {dataset.n_items} items"
+                f"metric '{metric.name}': the cut-off {metric.k} is larger than the catalogue of "
+                f"{dataset.n_items} items"
             )
     beyond = [m for m in wanted if m.beyond]
     vectors = None

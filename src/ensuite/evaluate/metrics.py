@@ -75,8 +75,8 @@ def parse_metric(name: str) -> Metric:
 def compute_metrics(ranks: Ranks, names: Sequence[str] = DEFAULT_METRICS) -> dict[str, float]:
     """Return the mean over cases of each metric.
 
-    >>> one = Ranks(*[np.zeros(1, int)] * 4, np.array([0, 1]), np.array([7]), np.array([2.0]), np.array([0]),
-    20)
+    >>> n = np.zeros(1, int)
+    >>> one = Ranks(n, n, n, n, np.array([0, 1]), np.array([7]), np.array([2.0]), n, 20)
     >>> compute_metrics(one, ["hr@1", "hr@2", "mrr"])
     {'hr@1': 0.0, 'hr@2': 1.0, 'mrr': 0.5}
     """

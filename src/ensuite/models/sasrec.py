@@ -24,6 +24,7 @@ results/.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -195,7 +196,8 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, inner: int, activation: str, inner_dropout: float, dropout: float):
         super().__init__()
         self.swiglu = activation == "swiglu"
-        self.activation = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}[activation]
+        functions: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
+        self.activation = functions[activation]
         self.up = nn.Linear(dim, 2 * inner if self.swiglu else inner, bias=not self.swiglu)
         self.down = nn.Linear(inner, dim, bias=not self.swiglu)
         self.inner_dropout = Dropout(inner_dropout)

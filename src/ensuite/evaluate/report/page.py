@@ -66,7 +66,10 @@ def pretty(name: str) -> str:
 def _lead(c: Comparison) -> str:
     best, metric = c.rows[0], c.metrics[0]
     value = best.metrics[metric]
-    told = f"<strong>{escape(best.name)}</strong> leads with {pretty(metric)} <strong>{tables.score(value.mean)}</strong>"
+    told = (
+        f"<strong>{escape(best.name)}</strong> leads with {pretty(metric)} "
+        f"<strong>{tables.score(value.mean)}</strong>"
+    )
     level = [r.name for r in c.rows if r is not best and tables.verdict(c, r, metric) == "level"]
     if c.reference == best.name and len(c.rows) > 1:
         if level:
@@ -213,7 +216,8 @@ def _slices(c: Comparison) -> list[str]:
                 [row.slices[name].low for name in names],
                 [row.slices[name].high for name in names],
                 [
-                    f"{row.name}, {name} ({c.slice_sizes[name]:,} cases): {tables.score(v.mean)} ({tables.interval(v)})"
+                    f"{row.name}, {name} ({c.slice_sizes[name]:,} cases): {tables.score(v.mean)} "
+                    f"({tables.interval(v)})"
                     for name in names
                     for v in [row.slices[name]]
                 ],
@@ -243,7 +247,10 @@ def _speed(c: Comparison) -> list[str]:
             spent, value = cost(row), row.metrics[metric]
             if not spent:
                 continue
-            note = f"{row.name}: {tables.seconds(spent)}, {pretty(metric)} {tables.score(value.mean)} ({tables.interval(value)})"
+            note = (
+                f"{row.name}: {tables.seconds(spent)}, {pretty(metric)} {tables.score(value.mean)} "
+                f"({tables.interval(value)})"
+            )
             series.append(Series(row.name, i, [spent], [value.mean], [value.low], [value.high], [note]))
         if series:
             chart = scatter_chart(
@@ -261,7 +268,10 @@ def _duration(value: float) -> str:
 
 def _meaning(c: Comparison) -> str:
     items = "".join(f"<li>{_plain(note.removeprefix('- '))}</li>" for note in tables.notes(c))
-    return f'<section class="card" style="margin-top:18px"><h2>What the numbers mean</h2><ul>{items}</ul></section>'
+    return (
+        f'<section class="card" style="margin-top:18px"><h2>What the numbers '
+        f"mean</h2><ul>{items}</ul></section>"
+    )
 
 
 def _plain(text: str) -> str:
@@ -301,7 +311,10 @@ def _flat(card: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
 
 
 def _panel(heading: str, hint: str, chart: str, legend: str = "") -> str:
-    return f'<section class="card"><h2>{escape(heading)}</h2><p class="hint">{escape(hint)}</p>{chart}{legend}</section>'
+    return (
+        f'<section class="card"><h2>{escape(heading)}</h2><p '
+        f'class="hint">{escape(hint)}</p>{chart}{legend}</section>'
+    )
 
 
 def _legend(series: Sequence[Series]) -> str:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 
 N_COLOURS = 8
 Format = Callable[[float], str]
@@ -70,7 +71,8 @@ class Frame:
             self.add(words(self.left - 8, y + 4, text(tick), "tick", "end"))
         middle = (self.top + self.height - self.bottom) / 2
         self.add(
-            f'<text class="label" text-anchor="middle" transform="translate(14 {middle:.1f}) rotate(-90)">{escape(label)}</text>'
+            f'<text class="label" text-anchor="middle" transform="translate(14 {middle:.1f}) '
+            f'rotate(-90)">{escape(label)}</text>'
         )
 
     def x_axis(self, ticks: Sequence[float], label: str, text: Format, *, grid: bool = False) -> None:
@@ -88,9 +90,8 @@ class Frame:
     def render(self, title: str) -> str:
         """Return the <svg> element; ``title`` is what a screen reader says."""
         return (
-            f'<svg viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(title, quote=True)}">'
-            + "".join(self.marks)
-            + "</svg>"
+            f'<svg viewBox="0 0 {self.width} {self.height}" role="img" '
+            f'aria-label="{escape(title, quote=True)}">' + "".join(self.marks) + "</svg>"
         )
 
 
@@ -189,7 +190,8 @@ def bar_chart(groups: Sequence[str], series: Sequence[Series], *, title: str, y_
                 continue
             x, y = middle + (i - len(series) / 2) * width, frame.y(s.y[g])
             frame.add(
-                f'<g class="bar"><title>{escape(_note(s, g))}</title><rect x="{x + 1:.1f}" y="{y:.1f}" width="{width - 2:.1f}" '
+                f'<g class="bar"><title>{escape(_note(s, g))}</title><rect x="{x + 1:.1f}" y="{y:.1f}" '
+                f'width="{width - 2:.1f}" '
                 f'height="{max(base - y, 0.5):.1f}" rx="2" style="fill:{paint(s.colour)}"/></g>'
             )
             if s.low:
@@ -247,7 +249,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def decimals(values: Sequence[float]) -> Format:
     """Return a format with as many decimals as tell the ticks apart."""
-    steps = [b - a for a, b in zip(values, values[1:])]
+    steps = [b - a for a, b in pairwise(values)]
     digits = 0 if not steps else max(0, -math.floor(math.log10(min(steps)) + 1e-9))
     if steps and round(min(steps), digits) != round(min(steps), digits + 1):
         digits += 1
@@ -282,7 +284,9 @@ def _place(
     ]
     inside = [(left, at) for left, at in places if left + wide <= width] or places
     free = (
-        p for p in inside if all(p[0] > r or p[0] + wide < l or abs(p[1] - at) > 12 for l, r, at in taken)
+        p
+        for p in inside
+        if all(p[0] > right or p[0] + wide < left or abs(p[1] - at) > 12 for left, right, at in taken)
     )
     return next(free, inside[0])
 

@@ -208,18 +208,24 @@ def notes(comparison: Comparison) -> list[str]:
     )
     share = p["tie_share"]
     out = [
-        f"Data: {p['users']:,} users, {p['items']:,} items, {p['events']:,} events; split {split.get('kind')}, "
+        f"Data: {p['users']:,} users, {p['items']:,} items, {p['events']:,} events; split "
+        f"{split.get('kind')}, "
         f"targets {split.get('targets')}; fingerprint `{p['fingerprint']}`.",
-        f"Rule: {p['cases']:,} cases, ranked among all items, {seen}; rank = 1 + items scored higher + half of those tied. "
+        f"Rule: {p['cases']:,} cases, ranked among all items, {seen}; rank = 1 + items scored higher + "
+        f"half of those tied. "
         f"The time of the request is {p['request_time']}.",
-        f"Intervals: 95 %, {p['resamples']:,} bootstrap resamples of users, the same for all rows (seed {p['seed']}).",
-        f"Tests: paired t-tests against {comparison.reference}, Holm-corrected over all rows and accuracy metrics; "
+        f"Intervals: 95 %, {p['resamples']:,} bootstrap resamples of users, the same for all rows (seed "
+        f"{p['seed']}).",
+        f"Tests: paired t-tests against {comparison.reference}, Holm-corrected over all rows and accuracy "
+        f"metrics; "
         f"**bold** is not significantly different from it at {ALPHA:g}.",
-        "Training time and memory are those of each run's own training; scoring is the time to rank all cases here.",
+        "Training time and memory are those of each run's own training; scoring is the time to rank all "
+        "cases here.",
     ]
     if share is not None:
         out.insert(
             1,
-            f"Ties in time: {share:.1%} of the events share their time with another event of the user; order: {p['order']}.",
+            f"Ties in time: {share:.1%} of the events share their time with another event of the user; "
+            f"order: {p['order']}.",
         )
     return [f"- {text}" for text in out]
