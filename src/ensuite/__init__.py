@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from ensuite.errors import EnsuiteError as EnsuiteError
     from ensuite.evaluate.compare import compare as compare
     from ensuite.serve.recommender import Recommender as Recommender
-    from ensuite.train.loop import train as train
-    from ensuite.train.run import load_run as load_run
+    from ensuite.training.loop import train as train
+    from ensuite.training.run import load_run as load_run
 
 __version__ = "0.1.0"
 
@@ -22,9 +22,9 @@ _HOMES = {
     "EnsuiteError": "ensuite.errors",
     "Recommender": "ensuite.serve.recommender",
     "compare": "ensuite.evaluate.compare",
-    "load_run": "ensuite.train.run",
+    "load_run": "ensuite.training.run",
     "prepare": "ensuite.data.prepare",
-    "train": "ensuite.train.loop",
+    "train": "ensuite.training.loop",
 }
 __all__ = ["Dataset", "EnsuiteError", "Recommender", "__version__", "compare", "load_run", "prepare", "train"]
 

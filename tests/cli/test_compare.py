@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ensuite.data.dataset import Dataset
-from ensuite.train.loop import train
+from ensuite.training.loop import train
 
 Ensuite = Callable[..., subprocess.CompletedProcess[str]]
 

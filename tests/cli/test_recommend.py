@@ -10,7 +10,7 @@ import pytest
 
 from ensuite.cli import main
 from ensuite.data.dataset import Dataset
-from ensuite.train.loop import train
+from ensuite.training.loop import train
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,7 @@ def test_killed_in_the_middle_of_a_checkpoint(
 
 
 def test_full_disk_keeps_the_checkpoint_before(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ensuite.train.run as run
+    import ensuite.training.run as run
     from ensuite.errors import EnsuiteError
 
     before = (trained / "last.safetensors").read_bytes()

@@ -18,7 +18,7 @@ from ensuite.errors import EnsuiteError
 from ensuite.models.base import FittedModel, Model
 from ensuite.models.registry import load_model
 from ensuite.objectives import build_objective
-from ensuite.train.config import RunConfig, resolve
+from ensuite.training.config import RunConfig, resolve
 
 N_ITEMS, N_USERS = 50, 40
 SMALL = {

@@ -25,8 +25,8 @@ from ensuite.errors import EnsuiteError
 from ensuite.models.base import FittedModel, Retriever
 from ensuite.models.registry import load_model, model_names
 from ensuite.serve.recommender import Recommender
-from ensuite.train.config import resolve
-from ensuite.train.loop import train
+from ensuite.training.config import resolve
+from ensuite.training.loop import train
 
 pytestmark = pytest.mark.parametrize("name", model_names())
 

@@ -11,8 +11,8 @@ import yaml
 
 from ensuite.errors import EnsuiteError
 from ensuite.models.registry import model_names
-from ensuite.train.config import resolve
-from ensuite.train.trainer import Interrupted, StopTraining
+from ensuite.training.config import resolve
+from ensuite.training.trainer import Interrupted, StopTraining
 from ensuite.tune import search as module
 from ensuite.tune.space import Range, built_in_space, defaults_inside, nest, read_space
 

@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
 def load_runs(paths: tuple[Path, ...]) -> list[Any]:
     """Load every run; folders that are none are named, all at once."""
     from ensuite.errors import EnsuiteError
-    from ensuite.train.run import load_run
+    from ensuite.training.run import load_run
 
     if not paths:
         raise EnsuiteError("no run given: ensuite compare RUN... --out report/")

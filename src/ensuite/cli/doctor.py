@@ -156,7 +156,7 @@ def _folder(path: Path) -> Iterator[Verdict]:
 
 def _run(path: Path) -> Iterator[Verdict]:
     from ensuite.errors import EnsuiteError
-    from ensuite.train.run import load_run
+    from ensuite.training.run import load_run
 
     try:
         run = load_run(path)

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     args = tyro.cli(Arguments, args=argv, prog="ensuite evaluate")
     from ensuite.evaluate.evaluate import evaluate
     from ensuite.evaluate.metrics import parse_metric
-    from ensuite.train.run import load_run
+    from ensuite.training.run import load_run
 
     wanted = [
         *args.metrics,

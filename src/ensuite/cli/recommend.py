@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     )
     from ensuite.errors import EnsuiteError
     from ensuite.serve.recommender import Recommender
-    from ensuite.train.run import load_run
+    from ensuite.training.run import load_run
 
     if bool(arguments.history) == (arguments.user is not None):
         raise EnsuiteError("give either --history ID ... or --user ID")

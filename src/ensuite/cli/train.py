@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     name, rest = argv[0], argv[1:]
     args = parse(name, rest)
     from ensuite.config import config_dict
-    from ensuite.train.loop import train
+    from ensuite.training.loop import train
 
     sections = {
         section: config_dict(getattr(args, section))
@@ -70,7 +70,7 @@ def parse(name: str, argv: list[str]) -> Any:
     from ensuite.data.samples import SamplesConfig
     from ensuite.errors import EnsuiteError
     from ensuite.objectives import ObjectiveConfig
-    from ensuite.train.config import TrainingConfig, read_recipe, resolve
+    from ensuite.training.config import TrainingConfig, read_recipe, resolve
 
     recipe, resuming = _early(argv, "--recipe"), _early(argv, "--out") if "--resume" in argv else None
     if resuming and (Path(resuming) / "config.yaml").exists():

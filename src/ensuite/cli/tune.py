@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
     from ensuite.config import merge, read_yaml
     from ensuite.errors import EnsuiteError
     from ensuite.models.registry import load_model
-    from ensuite.train.config import read_recipe
+    from ensuite.training.config import read_recipe
 
     load_model(arguments.model)
     if arguments.trials < 1:

@@ -18,7 +18,7 @@ from ensuite.models.base import Model, Retriever
 from ensuite.serve.recommendations import Ranked, Recommendations
 from ensuite.serve.requests import ItemId, When, name_of, read_histories, split_times, to_seconds
 from ensuite.serve.top_k import merge_top_k
-from ensuite.train.run import Run, load_run
+from ensuite.training.run import Run, load_run
 
 BATCH = 256
 """Histories scored at a time."""

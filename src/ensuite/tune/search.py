@@ -25,10 +25,10 @@ from ensuite.config import merge
 from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.evaluate.metrics import parse_metric
-from ensuite.train.config import read_recipe, resolve
-from ensuite.train.loop import train
-from ensuite.train.run import write_text
-from ensuite.train.trainer import Interrupted, StopTraining
+from ensuite.training.config import read_recipe, resolve
+from ensuite.training.loop import train
+from ensuite.training.run import write_text
+from ensuite.training.trainer import Interrupted, StopTraining
 from ensuite.tune.space import Range, Space, built_in_space, defaults_inside, nest, read_space
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Any
 from ensuite.config import build_config, config, merge
 from ensuite.errors import EnsuiteError, did_you_mean
 from ensuite.models.base import FittedModel, Model
-from ensuite.train.config import SECTIONS, RunConfig
+from ensuite.training.config import SECTIONS, RunConfig
 
 
 @config

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ensuite.train.config import TrainingConfig
+from ensuite.training.config import TrainingConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:

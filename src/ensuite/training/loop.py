@@ -26,11 +26,11 @@ from ensuite.errors import EnsuiteError
 from ensuite.evaluate.metrics import parse_metric
 from ensuite.models.base import FittedModel, Model
 from ensuite.objectives import build_objective
-from ensuite.train import checkpoint
-from ensuite.train.config import RunConfig, read_recipe, resolve
-from ensuite.train.progress import Display
-from ensuite.train.run import Run, build_card, load_run, read_card, write_text
-from ensuite.train.trainer import StopTraining, Trainer
+from ensuite.training import checkpoint
+from ensuite.training.config import RunConfig, read_recipe, resolve
+from ensuite.training.progress import Display
+from ensuite.training.run import Run, build_card, load_run, read_card, write_text
+from ensuite.training.trainer import StopTraining, Trainer
 
 __all__ = ["StopTraining", "train"]
 

@@ -32,7 +32,7 @@ from ensuite.config import read_yaml
 from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.models.base import Model
-from ensuite.train.config import RunConfig, resolve
+from ensuite.training.config import RunConfig, resolve
 
 FORMAT_VERSION = 1
 

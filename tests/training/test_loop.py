@@ -14,10 +14,10 @@ from torch import Tensor
 from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.models.sasrec import SASRec
-from ensuite.train.config import TrainingConfig
-from ensuite.train.loop import StopTraining, train
-from ensuite.train.optimizer import learning_rate
-from ensuite.train.run import load_run, read_tensors
+from ensuite.training.config import TrainingConfig
+from ensuite.training.loop import StopTraining, train
+from ensuite.training.optimizer import learning_rate
+from ensuite.training.run import load_run, read_tensors
 
 RECIPE: dict[str, Any] = {
     "model": {"dim": 16, "blocks": 1, "max_length": 8, "dropout": 0.1},

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from ensuite.models.base import Model
-from ensuite.train.optimizer import load_optimizer, optimizer_tensors
-from ensuite.train.run import load_weights, read_tensors, write_tensors, write_text
+from ensuite.training.optimizer import load_optimizer, optimizer_tensors
+from ensuite.training.run import load_weights, read_tensors, write_tensors, write_text
 
 NAME = "last.safetensors"
 NO_CHECKPOINT = "no checkpoint to resume from; start without --resume"

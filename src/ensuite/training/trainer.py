@@ -25,12 +25,12 @@ from ensuite.errors import EnsuiteError
 from ensuite.evaluate.metrics import compute_metrics
 from ensuite.evaluate.ranks import compute_ranks, gather
 from ensuite.models.base import Model
-from ensuite.train.checkpoint import State, cut_log, load_checkpoint, save_checkpoint
-from ensuite.train.config import RunConfig
-from ensuite.train.optimizer import build_optimizer, learning_rate
-from ensuite.train.progress import Display
-from ensuite.train.run import read_card, write_tensors, write_text
-from ensuite.train.signals import StopFlag
+from ensuite.training.checkpoint import State, cut_log, load_checkpoint, save_checkpoint
+from ensuite.training.config import RunConfig
+from ensuite.training.optimizer import build_optimizer, learning_rate
+from ensuite.training.progress import Display
+from ensuite.training.run import read_card, write_tensors, write_text
+from ensuite.training.signals import StopFlag
 
 VALIDATION_METRICS = ("ndcg@10", "hr@10", "mrr")
 
