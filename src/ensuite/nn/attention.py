@@ -42,6 +42,8 @@ class SelfAttention(nn.Module):
         whenever the queries are not the whole sequence.
         """
         memory = query if memory is None else memory
+        if query.shape[1] == 1 and memory.shape[1] > 1 and self.heads < 2 * query.shape[2]:
+            return self.output(self._attend_once(query, memory, mask))
         q = self._split(self.query(query))  # [B, H, Q, D/H]
         k, v = (self._split(part) for part in self.key_value(memory).chunk(2, -1))  # [B, H, L, D/H]
         if mask is not None:
@@ -54,6 +56,27 @@ class SelfAttention(nn.Module):
                 q, k, v, attn_mask=mask, dropout_p=rate, is_causal=self.causal and mask is None
             )
         return self.output(attended.transpose(1, 2).flatten(2))  # [B, Q, D]
+
+    def _attend_once(self, query: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend from a single position, [B, 1, D], without projecting the whole memory.
+
+        q · (K x + b) = (K^T q) · x + q · b, and the weighted mean of V x + c is V applied to the mean of x, plus c.
+        """
+        heads, width = self.heads, query.shape[2] // self.heads
+        key, value = (part.unflatten(0, (heads, width)) for part in self.key_value.weight.chunk(2))  # [H, D/H, D]
+        value_bias = self.key_value.bias.chunk(2)[1]  # a key's bias moves all scores of a head alike
+        q = self.query(query).view(-1, heads, width)  # [B, H, D/H]
+        inward = torch.einsum("bhw,hwd->bhd", q, key) * width**-0.5  # [B, H, D]
+        scores = inward @ memory.mT  # [B, H, L]
+        if mask is not None:
+            scores = scores.masked_fill(~(mask[:, None] if mask.dim() == 2 else mask), float("-inf"))
+        rate = self.dropout if self.training else 0.0
+        weights = scores.softmax(-1)
+        kept = dropout(weights, rate, self.training)
+        mean = kept @ memory  # [B, H, D]
+        attended = torch.einsum("bhd,hwd->bhw", mean, value)
+        share = kept.sum(-1, keepdim=True) if rate else 1.0  # what dropout leaves of the weights scales the bias too
+        return (attended + share * value_bias.view(heads, width)).flatten(1)[:, None]  # [B, 1, D]
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
