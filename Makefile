@@ -26,7 +26,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 # Pins what is installed now; run it in an environment made with `pip install -e ".[demo,knn,tune,track,duckdb,zst,dev]"`.
 lock:
-	$(BIN)/pip freeze --exclude-editable | grep -vi '^pyspark\|^py4j' > requirements.lock
+	$(BIN)/pip freeze --all --exclude-editable | grep -viE '^(pyspark|py4j|pip)==' | sed 's/+cpu$$//' > requirements.lock
 
 clean:
 	rm -rf $(VENV) data runs report
