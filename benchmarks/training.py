@@ -52,6 +52,9 @@ class Options:
     """Sequences a step."""
     epochs: int = 3
     """Epochs timed."""
+    peer_steps: int = 0
+    """Peers do only so many steps an epoch, and their epoch is extrapolated from them (the row says so); 0 =
+    all."""
     threads: int = 2
     """Threads of each contestant."""
     out: Path = HERE.parent / "results" / "training_speed.csv"
@@ -104,6 +107,7 @@ def run(peer: str, python: Path, loss: str, source: str, options: Options) -> di
     command = [
         str(python), str(HERE / "peers" / f"{peer}_sasrec.py"), source, loss,
         *map(str, (options.dim, options.length, options.batch, options.epochs, options.threads)),
+        *([] if peer == "ensuite" else [str(options.peer_steps)]),
     ]  # fmt: skip
     environment = os.environ | {
         "OMP_NUM_THREADS": str(options.threads),
@@ -117,6 +121,7 @@ def run(peer: str, python: Path, loss: str, source: str, options: Options) -> di
         "peer": peer, "version": found["version"], "loss": loss, "dim": options.dim, "length": options.length,
         "batch": options.batch, "threads": options.threads, "seconds_per_epoch": min(found["epochs"]),
         "slowest_epoch": max(found["epochs"]), "overhead_share": found.get("overhead", ""),
+        "steps_timed": found.get("steps", "all"),
         "rank_seconds": found["rank_seconds"], "peak_mb": found["peak_mb"],
     }  # fmt: skip
 

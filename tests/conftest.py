@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 
+from ensuite.cli import main
 from ensuite.data.dataset import Dataset, Split, write_dataset
 
 torch.set_num_threads(1)
@@ -57,13 +59,22 @@ def cycle(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture
 def ensuite(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the real command line in a temporary folder: ``ensuite("train", "sasrec", ...)``."""
+    """Run the command line in a temporary folder: ``ensuite("train", "sasrec", ...)``.
+
+    In this process, since starting one takes seconds: from the words to the exit status it is what `ensuite`
+    runs. What only a process of its own can show (signals, several processes, what is imported) starts one in
+    its test.
+    """
 
     def run(*argv: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ensuite", *map(str, argv)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        if check and done.returncode:
-            raise AssertionError(f"{' '.join(command)} -> {done.returncode}\n{done.stdout}\n{done.stderr}")
-        return done
+        words, out, err, status = list(map(str, argv)), io.StringIO(), io.StringIO(), 0
+        with contextlib.chdir(tmp_path), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main(words)
+            except SystemExit as stop:
+                status = stop.code if isinstance(stop.code, int) else 1
+        if check and status:
+            raise AssertionError(f"ensuite {' '.join(words)} -> {status}\n{out.getvalue()}\n{err.getvalue()}")
+        return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
     return run

@@ -1,4 +1,4 @@
-"""Time RecTools' SASRecModel: TRAIN.csv LOSS DIM LENGTH BATCH EPOCHS THREADS. In its own environment."""
+"""Time RecTools: TRAIN.csv LOSS DIM LENGTH BATCH EPOCHS THREADS STEPS."""
 
 import json
 import resource
@@ -16,7 +16,7 @@ from rectools.dataset import Dataset
 from rectools.models import SASRecModel
 
 source, loss = sys.argv[1:3]
-dim, length, batch, epochs, threads = map(int, sys.argv[3:])
+dim, length, batch, epochs, threads, steps = map(int, sys.argv[3:])
 torch.set_num_threads(threads)
 log = pd.read_csv(source)
 log = pd.DataFrame(
@@ -28,6 +28,7 @@ log = pd.DataFrame(
     }
 )
 dataset = Dataset.construct(log)
+n_users = log[Columns.User].nunique()
 walls = []
 
 
@@ -36,7 +37,8 @@ class Stopwatch(pl.Callback):
         self.began = time.perf_counter()
 
     def on_train_epoch_end(self, trainer, module):
-        walls.append(time.perf_counter() - self.began)
+        whole = -(-n_users // batch)
+        walls.append((time.perf_counter() - self.began) * (whole / steps if steps else 1))
 
 
 def build_trainer():
@@ -46,7 +48,13 @@ def build_trainer():
         "enable_checkpointing": False,
         "enable_model_summary": False,
     }
-    return pl.Trainer(accelerator="cpu", max_epochs=epochs, callbacks=[Stopwatch()], **quiet)
+    return pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=[Stopwatch()],
+        limit_train_batches=steps or 1.0,
+        **quiet,
+    )
 
 
 model = SASRecModel(
@@ -71,6 +79,7 @@ print(
         {
             "version": version("rectools"),
             "epochs": walls,
+            "steps": steps or "all",
             "rank_seconds": time.perf_counter() - began,
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }

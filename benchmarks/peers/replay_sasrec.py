@@ -1,4 +1,4 @@
-"""Time RePlay's SasRec: TRAIN.csv LOSS DIM LENGTH BATCH EPOCHS THREADS. Runs in an environment of its own."""
+"""Time RePlay's SasRec: TRAIN.csv LOSS DIM LENGTH BATCH EPOCHS THREADS STEPS."""
 
 import json
 import resource
@@ -25,7 +25,7 @@ from replay.nn.transform import UniformNegativeSamplingTransform
 from replay.nn.transform.template import make_default_sasrec_transforms
 
 source, loss = sys.argv[1:3]
-dim, length, batch, epochs, threads = map(int, sys.argv[3:])
+dim, length, batch, epochs, threads, steps = map(int, sys.argv[3:])
 torch.set_num_threads(threads)
 log = pl.read_csv(source)
 n_items = int(log["item"].max())
@@ -69,6 +69,7 @@ if loss == "bce":
 else:
     model.loss = CE(ignore_index=n_items)
 model.loss.logits_callback = model.get_logits
+n_users = sequences.height
 walls = []
 
 
@@ -77,7 +78,8 @@ class Stopwatch(L.Callback):
         self.began = time.perf_counter()
 
     def on_train_epoch_end(self, trainer, module):
-        walls.append(time.perf_counter() - self.began)
+        whole = -(-n_users // batch)
+        walls.append((time.perf_counter() - self.began) * (whole / steps if steps else 1))
 
 
 with tempfile.TemporaryDirectory() as work:
@@ -107,9 +109,13 @@ with tempfile.TemporaryDirectory() as work:
         "enable_model_summary": False,
     }
     module = LightningModule(model)
-    L.Trainer(max_epochs=epochs, callbacks=[Stopwatch()], limit_val_batches=0, **quiet).fit(
-        module, datamodule=data
-    )
+    L.Trainer(
+        max_epochs=epochs,
+        callbacks=[Stopwatch()],
+        limit_val_batches=0,
+        limit_train_batches=steps or 1.0,
+        **quiet,
+    ).fit(module, datamodule=data)
     top = PolarsTopItemsCallback(
         top_k=10,
         query_column="user_id",
@@ -125,6 +131,7 @@ print(
         {
             "version": version("replay-rec"),
             "epochs": walls,
+            "steps": steps or "all",
             "rank_seconds": took,
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
