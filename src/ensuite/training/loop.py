@@ -94,7 +94,9 @@ def train(
     parse_metric(config.training.metric)
     audit(dataset)
     AcceleratorState._reset_state()  # a second training in this process may have another precision
+    many_on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
     accelerator = Accelerator(
+        cpu=many_on_cpu,  # without it Accelerate would leave each process on a CPU alone
         mixed_precision="bf16" if config.training.precision == "bf16" else "no",
         log_with=list(trackers) or None,
         project_dir=str(out),
