@@ -38,7 +38,7 @@ def main() -> None:
     runs = " ".join(str(RUNS / name) for name in ("popularity", "recency", "item-knn", "sasrec"))
     run(f"ensuite compare {runs} --out {REPORT}")
     console.print(Rule("4. What comes next: for a real user, and for a history given by hand"))
-    run(f"ensuite recommend {RUNS / 'sasrec'} --user 15 --k 10")
+    run(f"ensuite recommend {RUNS / 'sasrec'} --user 4 --k 10")
     console.print(
         "\nSomeone who liked Star Wars (260), The Empire Strikes Back (1196) and The Matrix (2571):"
     )
