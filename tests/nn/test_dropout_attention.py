@@ -55,3 +55,22 @@ def test_attention_with_dropout_is_the_fused_kernel_when_nothing_is_dropped(
 
     monkeypatch.setattr(attention, "dropout", keep_all)
     torch.testing.assert_close(layer(x, mask=mask), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_one_position_attends_as_it_does_among_all(heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The short cut without projecting the memory, with weights dropped that would be dropped either way."""
+
+    def drop_second(value: Tensor, rate: float, training: bool) -> Tensor:
+        kept = torch.full_like(value, 2.0)
+        kept[..., 1] = 0.0
+        return value * kept
+
+    monkeypatch.setattr(attention, "dropout", drop_second)
+    torch.manual_seed(0)
+    layer, x = SelfAttention(8, heads, 0.5, causal=False), torch.randn(3, 5, 8)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0]]).bool()
+    whole = layer(x, mask=mask)[:, :1]
+    torch.testing.assert_close(layer(x[:, :1], x, mask), whole, rtol=1e-5, atol=1e-6)
+    one_more = layer(torch.cat([x[:, :1]] * 2, 1), x, mask)[:, :1]  # two queries: the ordinary way
+    torch.testing.assert_close(layer(x[:, :1], x, mask), one_more, rtol=1e-5, atol=1e-6)

@@ -60,10 +60,12 @@ class SelfAttention(nn.Module):
     def _attend_once(self, query: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
         """Attend from a single position, [B, 1, D], without projecting the whole memory.
 
-        q · (K x + b) = (K^T q) · x + q · b, and the weighted mean of V x + c is V applied to the mean of x, plus c.
+        q · (K x + b) = (K^T q) · x + q · b, and the weighted mean of V x + c is V applied to the mean of x,
+        plus c.
         """
         heads, width = self.heads, query.shape[2] // self.heads
-        key, value = (part.unflatten(0, (heads, width)) for part in self.key_value.weight.chunk(2))  # [H, D/H, D]
+        weights = self.key_value.weight.chunk(2)
+        key, value = (part.unflatten(0, (heads, width)) for part in weights)  # [H, D/H, D]
         value_bias = self.key_value.bias.chunk(2)[1]  # a key's bias moves all scores of a head alike
         q = self.query(query).view(-1, heads, width)  # [B, H, D/H]
         inward = torch.einsum("bhw,hwd->bhd", q, key) * width**-0.5  # [B, H, D]
@@ -71,11 +73,12 @@ class SelfAttention(nn.Module):
         if mask is not None:
             scores = scores.masked_fill(~(mask[:, None] if mask.dim() == 2 else mask), float("-inf"))
         rate = self.dropout if self.training else 0.0
-        weights = scores.softmax(-1)
-        kept = dropout(weights, rate, self.training)
+        kept = dropout(scores.softmax(-1), rate, self.training)
         mean = kept @ memory  # [B, H, D]
         attended = torch.einsum("bhd,hwd->bhw", mean, value)
-        share = kept.sum(-1, keepdim=True) if rate else 1.0  # what dropout leaves of the weights scales the bias too
+        share = (
+            kept.sum(-1, keepdim=True) if rate else 1.0
+        )  # what dropout leaves of the weights, 1 on average
         return (attended + share * value_bias.view(heads, width)).flatten(1)[:, None]  # [B, 1, D]
 
     def _split(self, x: Tensor) -> Tensor:
