@@ -188,3 +188,15 @@ def test_mistakes_in_a_recipe(cycle: Dataset, tmp_path: Path, recipe: dict[str, 
     with pytest.raises(EnsuiteError, match=message):
         train("sasrec", cycle, tmp_path / "run", recipe=recipe)
     assert not (tmp_path / "run").exists()
+
+
+def test_trackers_log_what_the_json_lines_say(cycle: Dataset, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra ensuite[track]")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train("sasrec", cycle, tmp_path / "run", recipe=changed(epochs=2), trackers=["tensorboard"])
+    boards = [EventAccumulator(str(path)).Reload() for path in tmp_path.glob("run/**/events*")]
+    curves = [b.Scalars("valid/ndcg@10") for b in boards if "valid/ndcg@10" in b.Tags()["scalars"]]
+    logged = [scalar.value for curve in curves for scalar in curve]
+    said = [line["metrics"]["ndcg@10"] for line in run.history if line["kind"] == "valid"]
+    assert logged == pytest.approx(said, rel=1e-5)
