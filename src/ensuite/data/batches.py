@@ -82,16 +82,12 @@ class Batch:
         )
 
 
-def gather(
-    events: Events, start: np.ndarray, end: np.ndarray, width: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def gather(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return rows ``start[b]:end[b]`` as a padded index and its mask: [B, W] int64 and [B, W] bool.
 
-    ``width`` defaults to the longest range. Padded cells hold a valid row, to be overwritten through the
-    mask.
+    W is the longest range. Padded cells hold a valid row, to be overwritten through the mask.
     """
-    longest = int((end - start).max(initial=1)) if width is None else width
-    index = start[:, None] + np.arange(longest)  # [B, W]
+    index = start[:, None] + np.arange(int((end - start).max(initial=1)))  # [B, W]
     mask = index < end[:, None]
     return np.where(mask, index, start[:, None]), mask
 
@@ -104,7 +100,7 @@ def read_history(
     ``request_time`` [B] (ticks) is when the item after the last position is asked for; without it, the last
     event's time.
     """
-    index, mask = gather(events, start, end)
+    index, mask = gather(start, end)
     items = np.where(mask, events.item_idx[index], 0).astype(np.int64)
     if events.time is None:
         return History(torch.from_numpy(items))
@@ -115,6 +111,24 @@ def read_history(
     requests[last] = ticks[last] if request_time is None else request_time
     times, requests = (np.where(mask, _seconds(t, events), 0) for t in (ticks, requests))
     return History(torch.from_numpy(items), torch.from_numpy(times), torch.from_numpy(requests))
+
+
+def read_shifted(events: Events, start: np.ndarray, end: np.ndarray) -> tuple[History, np.ndarray]:
+    """Read rows ``start[b]:end[b]``, two or more each, as a history of all but the last and the item after
+    each position.
+
+    The targets are [B, L] int64, 0 at padding; a request's time is that of the next event.
+    """
+    index, mask = gather(start, end)
+    asked = mask[:, 1:]  # [B, L]: a position is read where one comes after it
+    items = events.item_idx[index].astype(np.int64)
+    history = torch.from_numpy(np.where(asked, items[:, :-1], 0))
+    targets = np.where(asked, items[:, 1:], 0)
+    if events.time is None:
+        return History(history), targets
+    seconds = _seconds(events.time[index], events)
+    times, requests = (torch.from_numpy(np.where(asked, t, 0)) for t in (seconds[:, :-1], seconds[:, 1:]))
+    return History(history, times, requests), targets
 
 
 def _seconds(ticks: np.ndarray, events: Events) -> np.ndarray:

@@ -189,7 +189,9 @@ class Dataset:
         likewise (what is fitted is fitted on training events only), for "all" the whole log."""
         starts = np.asarray(self.offsets[:-1])
         ends = np.asarray(self.offsets[1:]) if phase == "all" else starts + self.split.train_end
-        return Events(starts, ends, self.item_idx, self.time, self.seconds_per_tick, self.n_items)
+        # Plain views of the memory maps: the same pages, without the cost that each memmap slice has.
+        time = None if self.time is None else np.asarray(self.time)
+        return Events(starts, ends, np.asarray(self.item_idx), time, self.seconds_per_tick, self.n_items)
 
     def cases(self, phase: Literal["valid", "test"]) -> Cases:
         """Return the evaluation cases of a phase, in user order.

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ensuite.config import config
-from ensuite.data.batches import Batch, History, gather, length_buckets, read_history
+from ensuite.data.batches import Batch, History, length_buckets, read_history, read_shifted
 from ensuite.data.dataset import Events
 from ensuite.errors import EnsuiteError
 
@@ -105,10 +105,7 @@ class Samples:
         if self.config.kind == "cloze":
             history = read_history(self.events, start, end)
             return self._cloze(history, user, rng)
-        asked = None if self.events.time is None else self.events.time[end - 1]
-        history = read_history(self.events, start, end - 1, asked)
-        index, mask = gather(self.events, start + 1, end, history.items.shape[1])
-        targets = np.where(mask, self.events.item_idx[index], 0).astype(np.int64)
+        history, targets = read_shifted(self.events, start, end)
         if self.config.kind in ("last-position", "prefixes"):
             last = np.arange(targets.shape[1])[None] == (end - start - 2)[:, None]
             targets = np.where(last, targets, 0)

@@ -165,7 +165,9 @@ class Trainer:
         """Do one optimiser step over `accumulate` batches; return its mean loss."""
         state, training = self.state, self.config.training
         seed = (self.config.seed * 1_000_003 + state.total_steps) * self.part[1] + self.part[0]
-        torch.manual_seed(seed % 2**62)
+        torch.default_generator.manual_seed(seed % 2**62)  # torch.manual_seed also asks every absent device
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.manual_seed(seed % 2**62)
         first = state.step * training.accumulate
         numbers = range(first, min(first + training.accumulate, len(self.samples)))
         began = time.perf_counter()
@@ -176,11 +178,10 @@ class Trainer:
         value = 0.0
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(training, state.total_steps, self.steps * training.epochs)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.module.zero_grad()
+        began = self._spend("optimizer", began)
         for i, batch in enumerate(batches):
-            share = (
-                float(asked[i]) * self.part[1] / total
-            )  # so that the sum is the mean over all targets of the step
+            share = float(asked[i]) * self.part[1] / total  # the sum is then the mean over the step's targets
             waits = i < len(batches) - 1
             with (
                 self.accelerator.no_sync(self.module) if waits else nullcontext(),
