@@ -93,6 +93,9 @@ def test_sigterm_saves_and_resume_gives_the_same_weights(
     assert started.returncode == 2
     assert "stopped by SIGTERM" in text
     assert "--resume" in text
+    card = json.loads((tmp_path / "broken" / "card.json").read_text())
+    assert card["training"]["ended"] == "stopped by SIGTERM"
+    assert card["train_seconds"] > 0
     ensuite("train", "sasrec", "--data", cycle.path, "--out", "broken", "--resume", "--quiet")
     whole, resumed = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "broken"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
@@ -177,8 +180,7 @@ def test_two_processes_give_the_metrics_of_one(ensuite: Cli, cycle: Dataset, tmp
         "torch.distributed.run",
         "--nproc-per-node",
         "2",
-        "--master-port",
-        "29517",
+        "--standalone",
         "-m",
         "ensuite",
     ]

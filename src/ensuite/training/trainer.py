@@ -140,6 +140,7 @@ class Trainer:
             over = bool(training.max_minutes) and state.seconds > 60 * training.max_minutes
             if self.flag.is_set(self.accelerator):
                 self._save_checkpoint()
+                self._complete_card(f"stopped by {self.flag.name}")
                 raise Interrupted(
                     f"stopped by {self.flag.name} in epoch {state.epoch + 1}; everything is saved: "
                     "go on with --resume"
@@ -298,25 +299,28 @@ class Trainer:
 
     def _finish(self, why: str) -> None:
         state = self.state
-        if self.accelerator.is_main_process:
-            if not (self.out / "model.safetensors").exists():
-                write_tensors(self.out / "model.safetensors", self.model.state_dict(), {"epoch": state.epoch})
-            card = read_card(self.out)
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-                1 if sys.platform == "darwin" else 1024
-            )
-            card["training"] = {
-                "ended": why,
-                "epochs": state.epoch,
-                "best_epoch": state.best_epoch,
-                "steps": state.total_steps,
-                f"best_{self.config.training.metric}": state.best if math.isfinite(state.best) else None,
-            }
-            card["train_seconds"] = round(state.seconds, 3)
-            card["peak_memory_bytes"] = memory
-            card["processes"] = self.part[1]
-            write_text(self.out / "card.json", json.dumps(card, indent=2, default=str) + "\n")
+        if self.accelerator.is_main_process and not (self.out / "model.safetensors").exists():
+            write_tensors(self.out / "model.safetensors", self.model.state_dict(), {"epoch": state.epoch})
+        self._complete_card(why)
         self.display.finished(why, state.epoch, state.best_epoch, state.seconds)
+
+    def _complete_card(self, why: str) -> None:
+        """Add to the run's card what only the training knows."""
+        if not self.accelerator.is_main_process:
+            return
+        state, card = self.state, read_card(self.out)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        card["training"] = {
+            "ended": why,
+            "epochs": state.epoch,
+            "best_epoch": state.best_epoch,
+            "steps": state.total_steps,
+            f"best_{self.config.training.metric}": state.best if math.isfinite(state.best) else None,
+        }
+        card["train_seconds"] = round(state.seconds, 3)
+        card["peak_memory_bytes"] = memory * (1 if sys.platform == "darwin" else 1024)
+        card["processes"] = self.part[1]
+        write_text(self.out / "card.json", json.dumps(card, indent=2, default=str) + "\n")
 
 
 def validation_cases(dataset: Dataset, config: RunConfig) -> Cases:
