@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_dataset
 from torch import Tensor
 
 from ensuite.data.dataset import Dataset
@@ -169,6 +170,22 @@ def test_what_is_there_is_not_overwritten(cycle: Dataset, tmp_path: Path) -> Non
     with pytest.raises(EnsuiteError, match="another --out"):
         train("sasrec", cycle, tmp_path / "letters", recipe=RECIPE, overwrite=True)
     assert (tmp_path / "letters" / "a.txt").read_text() == "dear"
+
+
+def test_what_is_refused_leaves_the_run_before_it(cycle: Dataset, tmp_path: Path) -> None:
+    """With overwrite, and with resume: the old weights are still there after the error."""
+    short = make_dataset(tmp_path / "short", [[1, 2], [2, 3]])
+    untimed = make_dataset(tmp_path / "untimed", [[1, 2, 3, 1], [2, 3, 1, 2]])
+    train("sasrec", cycle, tmp_path / "run", recipe=changed(epochs=1))
+    before = weights(tmp_path / "run")
+    with pytest.raises(EnsuiteError, match="nobody to validate on"):
+        train("sasrec", short, tmp_path / "run", recipe=RECIPE, overwrite=True)
+    with pytest.raises(EnsuiteError, match="no event times"):
+        train("hstu", untimed, tmp_path / "run", overwrite=True)
+    with pytest.raises(EnsuiteError, match="settings it began with"):
+        train("sasrec", cycle, tmp_path / "run", recipe=changed(epochs=9), resume=True)
+    after = weights(tmp_path / "run")
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 @pytest.mark.parametrize(

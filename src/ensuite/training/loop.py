@@ -20,6 +20,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from ensuite.config import merge
 from ensuite.data.dataset import Dataset
 from ensuite.data.leakage import audit
 from ensuite.errors import EnsuiteError
@@ -62,7 +63,8 @@ def train(
         Sections `model`, `objective`, `samples`, `training`, as a mapping or a YAML file; what it leaves out
         is default.
     resume
-        Continue an interrupted run in ``out`` with the configuration saved there.
+        Continue an interrupted run in ``out`` with the configuration saved there; a ``recipe`` that differs
+        from it is refused.
     overwrite
         Replace a run in ``out``.
     trackers
@@ -82,6 +84,11 @@ def train(
     out = Path(out)
     if resume:
         values, where = read_recipe(out / "config.yaml" if (out / "config.yaml").exists() else None)
+        if merge(values, read_recipe(recipe)[0]) != values:
+            raise EnsuiteError(
+                f"{out}: a run goes on with the settings it began with ({where}); leave the others out, "
+                "or train anew in another --out"
+            )
         if not (out / checkpoint.NAME).exists():
             raise EnsuiteError(f"{out}: {checkpoint.NO_CHECKPOINT}")
         if read_card(out)["data"]["fingerprint"] != dataset.fingerprint:
@@ -102,9 +109,6 @@ def train(
         project_dir=str(out),
     )
     main = accelerator.is_main_process
-    if main and not resume:
-        _claim(out, overwrite)
-    accelerator.wait_for_everyone()
     torch.manual_seed(config.seed)
     built = _build(cls, config, dataset)
     if built.needs_times() and dataset.time is None:
@@ -112,7 +116,11 @@ def train(
             f"{dataset.path}: has no event times, which {model} reads; prepare it with a time column, or see "
             f"`ensuite models {model}` for the setting that turns them off"
         )
-    if main and not resume:
+    trainer = Trainer(
+        built, config, dataset, out, accelerator, Display(progress and main, out.name), on_validation
+    )
+    if main and not resume:  # only now: whatever was refused above has left the run before it untouched
+        _claim(out, overwrite)
         write_text(out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
         shutil.copyfile(dataset.path / "items.parquet", out / "items.parquet")
         write_text(
@@ -120,9 +128,7 @@ def train(
         )
     if trackers:
         accelerator.init_trackers("ensuite", config={"run": str(out)})
-    trainer = Trainer(
-        built, config, dataset, out, accelerator, Display(progress and main, out.name), on_validation
-    )
+    accelerator.wait_for_everyone()
     with trainer.display:
         if isinstance(built, FittedModel):
             trainer.fit()

@@ -74,9 +74,22 @@ class Trainer:
         self.part = (accelerator.process_index, accelerator.num_processes)
         self.state = State()
         self.cases = validation_cases(dataset, config)
+        if not model.samples:
+            return  # it is counted: there are no batches, and without validation it is fitted all the same
+        if not len(self.cases):
+            raise EnsuiteError(
+                f"{dataset.path}: nobody to validate on: "
+                "all users are shorter than the split needs, or all are cold"
+            )
+        self.samples = Samples(
+            dataset.events("train"),
+            config.samples,
+            max_length=model.max_length,
+            batch_size=config.training.batch_size,
+            seed=config.seed,
+        )
 
-    # -- models that are counted
-    # ---------------------------------------------------------------------------------------
+    # -- models that are counted --
 
     def fit(self) -> None:
         began = time.perf_counter()
@@ -90,18 +103,10 @@ class Trainer:
             self.state.best = self._validate().get(self.config.training.metric, -math.inf)
         self._finish("fitted")
 
-    # -- models that learn
-    # ---------------------------------------------------------------------------------------------
+    # -- models that learn --
 
     def train(self, resume: bool) -> None:
         training, accelerator = self.config.training, self.accelerator
-        self.samples = Samples(
-            self.dataset.events("train"),
-            self.config.samples,
-            max_length=self.model.max_length,
-            batch_size=training.batch_size,
-            seed=self.config.seed,
-        )
         self.steps = -(-len(self.samples) // training.accumulate)
         self.optimizer = build_optimizer(self.model, training)
         if resume:
@@ -223,15 +228,9 @@ class Trainer:
             "--training.clip-norm 1, or --training.precision fp32"
         )
 
-    # -- validation
-    # ----------------------------------------------------------------------------------------------------
+    # -- validation --
 
     def _validate(self) -> dict[str, float]:
-        if not len(self.cases):
-            raise EnsuiteError(
-                f"{self.dataset.path}: nobody to validate on: "
-                "all users are shorter than the split needs, or all are cold"
-            )
         self.model.eval()
         began = time.perf_counter()
         ranks = compute_ranks(
@@ -267,8 +266,7 @@ class Trainer:
             return f"no better {training.metric} in {state.bad} validations"
         return None
 
-    # -- what is written
-    # -----------------------------------------------------------------------------------------------
+    # -- what is written --
 
     def _log_epoch(self) -> None:
         state = self.state
