@@ -36,9 +36,17 @@ SMALL = {
 
 def small_config(name: str, **samples: str) -> tuple[type[Model], RunConfig]:
     """Resolve a model's configuration as the trainer does, with small sizes."""
-    fields = {field.name for field in dataclasses.fields(load_model(name).Config)}
-    values = {key: value for key, value in SMALL.items() if key in fields}
+    values = small_values(load_model(name).config_for({}))
     return resolve(name, {"model": values, "samples": samples} if samples else {"model": values})
+
+
+def small_values(cls: type) -> dict[str, object]:
+    """Return the small sizes for the fields of ``cls``, and for those of a wrapper's own base."""
+    fields = {field.name: field.type for field in dataclasses.fields(cls)}
+    values: dict[str, object] = {key: value for key, value in SMALL.items() if key in fields}
+    if dataclasses.is_dataclass(fields.get("encoder")):
+        values["encoder"] = small_values(fields["encoder"])
+    return values
 
 
 @cache
@@ -74,17 +82,21 @@ def build_model(name: str, *, seed: int = 0, with_objective: bool = True) -> Mod
     cls, config = small_config(name)
     torch.manual_seed(seed)
     if issubclass(cls, FittedModel):
-        model = cls(config.model, N_ITEMS)
-        try:
-            model.fit(made_up_log())
-        except EnsuiteError as error:
-            if "pip install" in str(error):
-                pytest.skip(str(error))
-            raise
-        return model.eval()
-    counts = torch.from_numpy(np.bincount(made_up_log().item_idx, minlength=N_ITEMS + 1))
-    objective = build_objective(config.objective, N_ITEMS, counts) if with_objective else None
-    return cls(config.model, N_ITEMS, objective).eval()  # type: ignore[call-arg]
+        model: Model = cls(config.model, N_ITEMS)
+    else:
+        counts = torch.from_numpy(np.bincount(made_up_log().item_idx, minlength=N_ITEMS + 1))
+        objective = build_objective(config.objective, N_ITEMS, counts) if with_objective else None
+        model = cls(config.model, N_ITEMS, objective)  # type: ignore[call-arg]
+    try:
+        model.fit(made_up_log())
+    except EnsuiteError as error:
+        if "pip install" in str(error):
+            pytest.skip(str(error))
+        raise
+    if model.samples:
+        samples = Samples(made_up_log(), config.samples, max_length=model.max_length, batch_size=8, seed=0)
+        model.start_epoch(0, samples.everything())
+    return model.eval()
 
 
 def histories(model: Model, n: int = 6, longest: int | None = None) -> History:

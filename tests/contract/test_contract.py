@@ -22,7 +22,7 @@ from small_models import (
 
 from ensuite.data.batches import History
 from ensuite.errors import EnsuiteError
-from ensuite.models.base import FittedModel, Retriever
+from ensuite.models.base import FittedModel, FromVectors, Retriever, Stepwise
 from ensuite.models.registry import load_model, model_names
 from ensuite.serve.recommender import Recommender
 from ensuite.training.config import resolve
@@ -96,6 +96,41 @@ def test_vectors_have_their_shapes(name):
         some = torch.tensor([[3, 1], [N_ITEMS, 3]])
         assert torch.equal(model.item_vectors(some), vectors[some])
         assert model.encode(history).shape == (len(history.items), output.shape[2])
+
+
+def test_it_reads_on_after_a_history_step_by_step(name):
+    model = retriever(name)
+    if not isinstance(model, Stepwise):
+        pytest.skip("reads histories only")
+    history = histories(model, longest=max(1, model.max_length - 4))
+    tokens = torch.randn(3, len(history.items), model.config.dim)
+    with torch.inference_mode():
+        first, state = model.begin(history)
+        assert close(first, model.encode(history))
+        one, middle = model.step(tokens[0], state)
+        two, _ = model.step(tokens[1], middle)
+        other, _ = model.step(tokens[2], middle)
+        assert one.shape == first.shape
+        assert not close(two, other)
+        assert close(model.step(tokens[1], middle)[0], two)  # a step leaves the state it began from as it was
+        assert close(model.step(tokens[0], state)[0], one)
+        for row, length in enumerate(history.lengths.tolist()):
+            _, alone = model.begin(pick(history, [row], length))
+            assert close(model.step(tokens[0, row : row + 1], alone)[0], one[row : row + 1])
+
+
+def test_its_item_vectors_can_be_replaced(name):
+    model = retriever(name)
+    if not isinstance(model, FromVectors):
+        pytest.skip("looks its items up itself")
+    history = histories(model)
+    with torch.inference_mode():
+        vectors = model.input_vectors(history.items)
+        assert vectors.shape == (*history.items.shape, model.config.dim)
+        assert close(model.encode_vectors(vectors, history), model.encode(history))
+        assert not close(model.encode_vectors(vectors + 0.5, history), model.encode(history))
+        padded = torch.where(history.mask[..., None], vectors, vectors.new_tensor(7.0))
+        assert close(model.encode_vectors(padded, history), model.encode(history))
 
 
 def test_it_learns_from_every_kind_of_sample_that_it_declares(name):

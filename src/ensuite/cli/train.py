@@ -95,7 +95,7 @@ def parse(name: str, argv: list[str]) -> Any:
             "Also log there; metrics.jsonl is always written.",
             default=(),
         ),
-        "model": (cls.Config, dataclasses.field(default=config.model)),
+        "model": (type(config.model), dataclasses.field(default=config.model)),
         "objective": (ObjectiveConfig, dataclasses.field(default=config.objective)),
         "samples": (SamplesConfig, dataclasses.field(default=config.samples)),
         "training": (TrainingConfig, dataclasses.field(default=config.training)),

@@ -16,6 +16,7 @@ resumes in the middle of an epoch with two integers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -97,10 +98,12 @@ class Samples:
     def batch(self, epoch: int, step: int, part: tuple[int, int] = (0, 1)) -> Batch:
         """Return batch ``step`` of ``epoch``; of several processes, ``part = (rank, world)`` reads its share
         of it."""
-        which = self.order(epoch)[step]
         rank, world = part
-        which = which[rank::world]
-        rng = np.random.default_rng([self.seed, epoch, step, rank])
+        which = self.order(epoch)[step][rank::world]
+        return self.read(which, np.random.default_rng([self.seed, epoch, step, rank]))
+
+    def read(self, which: np.ndarray, rng: np.random.Generator) -> Batch:
+        """Read the samples of numbers ``which`` as a batch; ``rng`` draws what is random in them."""
         start, end, user = self.start[which], self.end[which], torch.from_numpy(self.user[which])
         if self.config.kind == "cloze":
             history = read_history(self.events, start, end)
@@ -110,6 +113,10 @@ class Samples:
             last = np.arange(targets.shape[1])[None] == (end - start - 2)[:, None]
             targets = np.where(last, targets, 0)
         return Batch(history, torch.from_numpy(targets), user)
+
+    def everything(self, device: torch.device | str = "cpu") -> Everything:
+        """Read every sample once, in a fixed order, at each iteration."""
+        return Everything(self, device)
 
     def _cloze(self, history: History, user: torch.Tensor, rng: np.random.Generator) -> Batch:
         """Mask round(length * rho) items of each window, at least one; the mask's token is item V + 1."""
@@ -130,6 +137,23 @@ class Samples:
         targets = torch.from_numpy(np.where(masked, items, 0))
         tokens = torch.from_numpy(np.where(masked, self.events.n_items + 1, items))
         return Batch(History(tokens, history.times, history.request_times), targets, user)
+
+
+class Everything:
+    """All samples in batches of similar length, the same at each iteration (what is masked in them too)."""
+
+    def __init__(self, samples: Samples, device: torch.device | str):
+        self.samples, self.device = samples, device
+
+    def __len__(self) -> int:
+        return -(-self.samples.n_samples // self.samples.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        samples = self.samples
+        order = np.argsort(samples.end - samples.start, kind="stable")
+        for step in range(len(self)):
+            which = order[step * samples.batch_size : (step + 1) * samples.batch_size]
+            yield samples.read(which, np.random.default_rng([samples.seed, step])).to(self.device)
 
 
 def windows(

@@ -8,8 +8,8 @@ a path, the command line or a device. Item rows run from 1 to V; row 0 is paddin
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,14 @@ class Model(nn.Module):
         self.config = config
         self.n_items = n_items
 
+    @classmethod
+    def config_for(cls, values: Mapping[str, Any]) -> type:
+        """Return the configuration class for ``values``, the plain keys given for the section `model`.
+
+        A wrapper's class holds that of the system it wraps, which only ``values`` name.
+        """
+        return cls.Config
+
     @property
     def max_length(self) -> int:
         """How many of the most recent events the model reads."""
@@ -66,6 +74,21 @@ class Model(nn.Module):
         """Whether `History.request_times` moves the scores: said in every results table."""
         return False
 
+    def fit(self, events: Events) -> None:
+        """Count what can be counted, once, before the first epoch (transitions, popularity, ...).
+
+        ``events`` is the training view of a dataset, and nothing later than it. What serving needs is kept in
+        buffers, whose sizes may change here; what only the loss reads, in buffers that are not persistent.
+        """
+
+    def start_epoch(self, epoch: int, batches: Iterable[Batch]) -> None:
+        """Do what is done between epochs: cluster, refresh memories, move a schedule on.
+
+        ``epoch`` counts from 0; ``batches`` reads every training sample once, in a fixed order, at each
+        iteration. Called when an epoch begins, not when one is resumed in its middle: what is changed here
+        is kept in buffers. The model is in training mode.
+        """
+
     @abstractmethod
     def catalogue(self) -> Any:
         """Return what `scorer` needs of the items; computed once for many batches of histories."""
@@ -73,6 +96,15 @@ class Model(nn.Module):
     @abstractmethod
     def scorer(self, history: History, catalogue: Any) -> BlockScorer:
         """Read the histories once; return the function that scores blocks of items for them."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Give each buffer the size it was saved with: how much there was to count is not known before
+        `fit`."""
+        for name, buffer in self._buffers.items():
+            saved = state_dict.get(prefix + name)
+            if buffer is not None and saved is not None and saved.shape != buffer.shape:
+                self._buffers[name] = torch.empty_like(saved, device=buffer.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Retriever(Model):
@@ -126,14 +158,36 @@ class FittedModel(Model):
     in buffers, so that saving and loading are those of any other model."""
 
     @abstractmethod
-    def fit(self, events: Events) -> None:
-        """Count what is needed; ``events`` is the training view of a dataset, and nothing later than it."""
+    def fit(self, events: Events) -> None: ...
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Give each buffer the size it was saved with: how much there was to count is not known before
-        fitting."""
-        for name, buffer in self._buffers.items():
-            saved = state_dict.get(prefix + name)
-            if buffer is not None and saved is not None and saved.shape != buffer.shape:
-                self._buffers[name] = torch.empty_like(saved, device=buffer.device)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A retriever that reads input vectors one after another, after a history (what ReaRec needs of it)."""
+
+    def begin(self, history: History) -> tuple[Tensor, Any]:
+        """Read the histories: the users' vectors [B, D], equal to those of `encode`, and a state to go on
+        from."""
+        ...
+
+    def step(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Read ``token`` [B, D] as the next position's input: the output there, [B, D], and the new state.
+
+        The old state stays as it was, and nothing read before changes. The token is taken as the first
+        layer's input: positions and the like are the caller's.
+        """
+        ...
+
+
+@runtime_checkable
+class FromVectors(Protocol):
+    """A retriever whose item vectors can be replaced before it reads them (what Ada-Retrieval needs)."""
+
+    def input_vectors(self, items: Tensor) -> Tensor:
+        """Look up ``items`` [...] as they enter the encoder, before positions are added: [..., D]."""
+        ...
+
+    def encode_vectors(self, vectors: Tensor, history: History) -> Tensor:
+        """Return the users' vectors [B, D], with ``vectors`` [B, L, D] in place of
+        ``input_vectors(history.items)``."""
+        ...

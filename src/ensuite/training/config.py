@@ -121,7 +121,7 @@ def resolve(
             )
     run = RunConfig(
         name=name,
-        model=build_config(cls.Config, model, f"{where}: model"),
+        model=build_config(cls.config_for(model), model, f"{where}: model"),
         objective=build_config(ObjectiveConfig, full.get("objective", {}), f"{where}: objective"),
         samples=build_config(SamplesConfig, samples, f"{where}: samples"),
         training=build_config(TrainingConfig, full.get("training", {}), f"{where}: training"),

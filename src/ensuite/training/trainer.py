@@ -94,7 +94,7 @@ class Trainer:
     def fit(self) -> None:
         began = time.perf_counter()
         with self.display.busy("counting"):
-            self.model.fit(self.dataset.events("train"))  # type: ignore[operator]
+            self.model.fit(self.dataset.events("train"))
         self.state.seconds = time.perf_counter() - began
         self.model.eval()
         if self.accelerator.is_main_process:
@@ -108,6 +108,7 @@ class Trainer:
     def train(self, resume: bool) -> None:
         training, accelerator = self.config.training, self.accelerator
         self.steps = -(-len(self.samples) // training.accumulate)
+        self.model.fit(self.dataset.events("train"))
         self.optimizer = build_optimizer(self.model, training)
         if resume:
             self.state = load_checkpoint(self.out, self.model, self.optimizer)
@@ -133,6 +134,8 @@ class Trainer:
         self.model.train()
         session = time.perf_counter() - state.seconds
         saved = time.perf_counter()
+        if state.step == 0:
+            self._start_epoch()
         self.display.start_epoch(state.epoch, training.epochs, self.steps, state.step)
         over = False
         while state.step < self.steps and not over:
@@ -166,6 +169,12 @@ class Trainer:
                 self.on_validation(state.epoch, metrics)
         self._save_checkpoint()
         return stop
+
+    def _start_epoch(self) -> None:
+        """Let the model do what it does between epochs; its random numbers depend on (seed, epoch) alone."""
+        torch.default_generator.manual_seed((self.config.seed * 1_000_003 + self.state.epoch) % 2**62)
+        device = self.accelerator.device
+        self.model.start_epoch(self.state.epoch, self.samples.everything(device))
 
     def _step(self) -> float:
         """Do one optimiser step over `accumulate` batches; return its mean loss."""
