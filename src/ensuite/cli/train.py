@@ -17,6 +17,7 @@ MODEL is one of: {names}
   ensuite train sasrec --data data/ml --out runs/sasrec
   ensuite train sasrec --data data/beauty --out runs/beauty --recipe recipes/sasrec/beauty.yaml --seed 2
   ensuite train sasrec --data data/ml --out runs/gsasrec --objective.loss gbce --objective.negatives 256
+  ensuite train rearec --base hstu --data data/ml --out runs/rearec       # a wrapper around any retriever
   ensuite train sasrec --data data/ml --out runs/sasrec --resume          # after an interruption
   torchrun --nproc-per-node 2 -m ensuite train sasrec --data data/ml --out runs/two
 """
@@ -65,7 +66,7 @@ def parse(name: str, argv: list[str]) -> Any:
     import pydantic
     import tyro
 
-    from ensuite.config import explain
+    from ensuite.config import explain, merge
     from ensuite.data.samples import SamplesConfig
     from ensuite.errors import EnsuiteError
     from ensuite.objectives import ObjectiveConfig
@@ -75,6 +76,11 @@ def parse(name: str, argv: list[str]) -> Any:
     if resuming and (Path(resuming) / "config.yaml").exists():
         recipe = str(Path(resuming) / "config.yaml")
     values, where = read_recipe(recipe)
+    argv = [
+        word.replace("--base", "--model.base", 1) if word.split("=")[0] == "--base" else word for word in argv
+    ]
+    base = _early(argv, "--model.base")  # it decides which flags there are
+    values = merge(values, {"model": {"base": base}}) if base else values
     cls, config = resolve(name, values, where=where)
 
     def field(kind: Any, text: str, **default: Any) -> tuple[Any, Any]:

@@ -61,6 +61,11 @@ class Model(nn.Module):
         """
         return cls.Config
 
+    @classmethod
+    def defaults_for(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the recipe that is laid under the user's; ``values`` as for `config_for`."""
+        return cls.defaults
+
     @property
     def max_length(self) -> int:
         """How many of the most recent events the model reads."""

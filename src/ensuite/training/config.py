@@ -106,7 +106,7 @@ def resolve(
             raise EnsuiteError(f"{where}: unknown key '{section}'; {did_you_mean(section, SECTIONS)}")
         if not isinstance(values[section], Mapping):
             raise EnsuiteError(f"{where}: '{section}' must hold keys and values, not {values[section]!r}")
-    full = merge(cls.defaults, values)
+    full = merge(cls.defaults_for(values.get("model", {})), values)
     model = dict(full.get("model", {}))
     named = model.pop("name", name)
     if named != name:
