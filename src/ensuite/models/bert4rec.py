@@ -19,6 +19,8 @@ Reproduced: ML-1M, full ranking: Recall@10 .2821, NDCG@10 .1516 (replicability s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 from ensuite.config import config
 from ensuite.data.batches import Batch, History
 from ensuite.models.base import Retriever
-from ensuite.nn.attention import SelfAttention
+from ensuite.nn.attention import SelfAttention, last_positions
 from ensuite.nn.dropout import Dropout
 from ensuite.nn.embeddings import ItemTable, PositionTable
 from ensuite.objectives import Objective
@@ -136,6 +138,26 @@ class BERT4Rec(Retriever):
         """Return the output at a mask put after the last event: [B, D or D + 1]."""
         history = self.with_mask(history)
         return self.read(history, (history.lengths - 1)[:, None])[:, 0]
+
+    def begin(self, history: History) -> tuple[Tensor, Any]:
+        """Read the histories and the mask after each (protocol `Stepwise`): events see each other and
+        the mask both ways; tokens come after the mask, and no event sees one."""
+        history = self.with_mask(history)
+        x, mask, seen = self.embed(history), history.mask, []
+        for block in self.blocks[:-1]:
+            seen.append(x)
+            x = block(x, x, mask)
+        last = self.blocks[-1](last_positions(x, history.lengths), x, mask)
+        return self._head(last[:, 0]), ([*seen, x], mask)
+
+    def step(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Read ``token`` [B, D] after all that was read before (protocol `Stepwise`)."""
+        seen, mask = state  # inputs of each block [B, L + 1, D]; [B, L + 1]
+        x, mask, grown = token[:, None], F.pad(mask, (0, 1), value=True), []
+        for block, past in zip(self.blocks, seen):
+            grown.append(torch.cat([past, x], 1))
+            x = block(x, grown[-1], mask)
+        return self._head(x[:, 0]), (grown, mask)
 
     def with_mask(self, history: History) -> History:
         """Keep the last max_length - 1 events and put the mask, item V + 1, after each row's last."""

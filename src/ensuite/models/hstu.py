@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from ensuite.config import config
 from ensuite.data.batches import Batch, History
 from ensuite.errors import EnsuiteError
+from ensuite.models import _hstu_steps
 from ensuite.models._hstu_cache import HSTUCache
 from ensuite.models.base import Retriever
 from ensuite.nn.dropout import Dropout
@@ -217,6 +218,14 @@ class HSTU(Retriever):
         keys, query = block.project(x), block.project(newest)
         attended = block.attention.dense(query.query, keys.key, keys.value, offsets >= 0, offsets, buckets)
         return similar(block.finish(newest, query.gate, attended)[:, 0], self.config.similarity)
+
+    def begin(self, history: History) -> tuple[Tensor, Any]:
+        """Read the histories (protocol `Stepwise`, see `_hstu_steps`)."""
+        return _hstu_steps.begin(self, history)
+
+    def step(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Read ``token`` [B, D] after all that was read before (protocol `Stepwise`)."""
+        return _hstu_steps.step(self, token, state)
 
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
         return similar(self.items.weight if items is None else self.items(items), self.config.similarity)

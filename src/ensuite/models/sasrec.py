@@ -25,7 +25,7 @@ results/.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +113,11 @@ class SASRec(Retriever):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim, eps=1e-8)
 
+    @property
+    def stack(self) -> list[Block]:
+        """The blocks, lowest first."""
+        return cast("list[Block]", list(self.blocks))
+
     def embed(self, history: History) -> Tensor:
         """Return the sum of item and position vectors: [B, L, D]."""
         x = self.items(history.items)  # [B, L, D]
@@ -138,6 +143,31 @@ class SASRec(Retriever):
         if self.blocks:
             last = self.blocks[-1](last, memory=x, mask=mask)
         return similar(self.norm(last[:, 0]), self.config.similarity)
+
+    def begin(self, history: History) -> tuple[Tensor, Any]:
+        """Read the histories (protocol `Stepwise`); the state is what each block reads, and where.
+
+        A single query against a block's inputs is cheaper than keys and values that are first projected
+        (`SelfAttention`). Tokens bring their own positions, so the window may be full.
+        """
+        x, mask, seen = self.embed(history), history.mask, []
+        for block in self.stack[:-1]:
+            seen.append(block.seen(x))
+            x = block(x)
+        last = last_positions(x, history.lengths)
+        for block in self.stack[-1:]:
+            seen.append(block.seen(x))
+            last = block.read(last, seen[-1], mask)
+        return similar(self.norm(last[:, 0]), self.config.similarity), (seen, mask)
+
+    def step(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Read ``token`` [B, D] after all that was read before (protocol `Stepwise`)."""
+        seen, mask = state  # of each block [B, L, D]; [B, L]
+        x, mask, grown = token[:, None], F.pad(mask, (0, 1), value=True), []
+        for block, past in zip(self.stack, seen):
+            grown.append(torch.cat([past, block.seen(x)], 1))
+            x = block.read(x, grown[-1], mask)
+        return similar(self.norm(x[:, 0]), self.config.similarity), (grown, mask)
 
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
         table = self.items if self.output_items is None else self.output_items
@@ -167,20 +197,25 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Update positions ``x`` [B, Q, D], which see ``memory`` [B, L, D] (default: x, causally)."""
+        return self.read(x, None if memory is None else self.seen(memory), mask)
+
+    def seen(self, x: Tensor) -> Tensor:
+        """Return what the attention of other positions reads of positions ``x``: [B, L, D]."""
+        return x if self.config.as_released or self.config.norm == "post" else self.attention_norm(x)
+
+    def read(self, x: Tensor, seen: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Do as `forward`, with what `seen` gave in place of the memory."""
         c = self.config
         if c.as_released:
             query = self.attention_norm(x)  # only the query is normalised, and it is what is added back
-            x = query + self.attention(query, x if memory is None else memory, mask)
+            x = query + self.attention(query, x if seen is None else seen, mask)
             x = self.feed_forward_norm(x)
             return x + self.feed_forward(x)
         if c.norm == "pre":
-            normed = self.attention_norm(x)
-            around = None if memory is None else self.attention_norm(memory)
-            x = self._add(
-                x, self.attention_dropout(self.attention(normed, around, mask)), self.attention_gate
-            )
+            attended = self.attention_dropout(self.attention(self.attention_norm(x), seen, mask))
+            x = self._add(x, attended, self.attention_gate)
             return self._add(x, self.feed_forward(self.feed_forward_norm(x)), self.feed_forward_gate)
-        attended = self.attention_dropout(self.attention(x, memory, mask))
+        attended = self.attention_dropout(self.attention(x, seen, mask))
         x = self.attention_norm(self._add(x, attended, self.attention_gate))
         return self.feed_forward_norm(self._add(x, self.feed_forward(x), self.feed_forward_gate))
 
