@@ -49,6 +49,8 @@ class Markov(SparseModel):
 
     Config = MarkovConfig
     summary = "First-order Markov chain with popularity back-off"
+    family = "baseline"
+    state = "measured"
     popularity: Tensor  # [V + 1] float32, p_j
     backoff: Tensor  # [V + 1] float32, a / (c_i + a)
 
