@@ -1,4 +1,4 @@
-"""The sparse distillation is the dense one, in value and gradients, and its teacher is what the paper says."""
+"""The sparse distillation is the dense one, in value and gradients; its teacher is what the paper says."""
 
 from __future__ import annotations
 

@@ -192,7 +192,8 @@ class MQSATED(Retriever):
         if self.objective is None:
             raise RuntimeError("this model was built to score only: no objective was given")
         row, position = batch.targets.nonzero(as_tuple=True)  # [N], [N]
-        table = F.pad(self.item_vectors(), (0, 0, 1, 0))  # [V + 2, D]: every row one further down
+        # [V + 2, D]: every row one further down; padding's is put in anew, since row 0 never learns
+        table = F.pad(self.item_vectors()[1:], (0, 0, 2, 0))
         output = self(batch.history)[row, position]
         return self.objective(output, batch.targets[row, position] + 1, lambda _: table, row)
 
