@@ -326,3 +326,14 @@ def test_as_released_needs_the_softmax_over_all_items(
         "train", "mqsa-ted", "--data", cycle.path, "--out", "run", "--model.alpha", 2, check=False
     )
     assert "alpha = 2" in wrong.stdout + wrong.stderr
+
+
+def test_bfloat16_gives_nearly_the_same_loss_and_finite_gradients():
+    model = build(similarity="cosine").train()
+    exact = model.loss(BATCH)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.loss(BATCH)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, exact, rtol=0.02, atol=0)
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)

@@ -274,11 +274,11 @@ def causal_mean(x: Tensor, window: int) -> Tensor:
     age = torch.arange(x.shape[1], device=x.device)
     age = age[:, None] - age  # [T, T], how far back a position is
     seen = ((age >= 0) & (age < window)).to(x.dtype)
-    return (seen / seen.sum(1, keepdim=True)) @ x
+    return ((seen / seen.sum(1, keepdim=True)) @ x).to(x.dtype)  # under autocast too
 
 
 def last_mean(x: Tensor, lengths: Tensor, window: int) -> Tensor:
     """Return `causal_mean` at each row's last real position, of ``lengths`` [B]: [B, 1, D]."""
     age = lengths[:, None] - 1 - torch.arange(x.shape[1], device=x.device)  # [B, T]
     seen = ((age >= 0) & (age < window)).to(x.dtype)
-    return (seen / seen.sum(1, keepdim=True))[:, None] @ x
+    return ((seen / seen.sum(1, keepdim=True))[:, None] @ x).to(x.dtype)
