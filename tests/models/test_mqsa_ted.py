@@ -1,4 +1,4 @@
-"""What MQSA-TED's sheet demands beyond the contract suite."""
+"""What MQSA-TED's paper and released code demand beyond the contract suite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MQSA-TED against the sheet's formulas, written out in float64 numpy: one left-padded sequence, head and
+"""MQSA-TED against the paper's formulas, written out in float64 numpy: one left-padded sequence, head and
 position at a time; the distillation with dense teachers and students, one occurrence at a time."""
 
 from __future__ import annotations

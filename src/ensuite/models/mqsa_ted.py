@@ -13,7 +13,7 @@ What differs from the released code, unless ``as_released`` is set:
 - Layer normalisation has an epsilon of 1e-8, not 1e-24.
 
 What differs always: dropout masks of TED's students are drawn anew, independent of those of the encoder's
-input (the sheet of the method does not say whether they are shared); the ranking leaves out the user's whole
+input (whether the authors share them is not known to us); the ranking leaves out the user's whole
 history, not its last 50 events.
 
 Our choices, where the paper says nothing: linear layers start as PyTorch starts them; with cosine scores
