@@ -33,6 +33,7 @@ def test_evaluate_writes_metrics_and_card(ensuite: Ensuite, runs: Path, tmp_path
     assert out["card"]["data"]["fingerprint"] == cycle.fingerprint
     assert out["card"]["protocol"]["phase"] == "test"
     assert "ensuite compare" in done.stdout
+    assert "transition 3+" in done.stdout
 
 
 def test_two_processes_give_the_digits_of_one(ensuite: Ensuite, runs: Path, tmp_path: Path):

@@ -11,7 +11,7 @@ from ensuite.evaluate.beyond import category_vectors, compute_beyond, count_item
 from ensuite.evaluate.metrics import compute_metrics
 from ensuite.evaluate.ranks import compute_ranks
 from ensuite.evaluate.sampled import compute_sampled_ranks, draw_negatives
-from ensuite.evaluate.slices import head_items, slice_ranks
+from ensuite.evaluate.slices import head_items, slice_ranks, transitions_to_targets
 
 
 def test_lists_by_hand():
@@ -83,6 +83,26 @@ def test_slices():
         "cold users": [2],
         "history 1-5": [0, 2],
         "history 6-10": [1],
+        "transition 0": [0, 2],
+        "transition 3+": [1],
+    }
+
+
+def test_slices_by_transition():
+    """In training 2 comes after 1 three times and 3 after 2 twice; what follows in test does not count."""
+    histories = [[1, 2, 1], [1, 2, 3], [1, 2, 3, 2], [5, 4]]
+    events, cases = log(histories, [[2, 4], [4], [3], [1]], 5)
+    ends = events.offsets + np.array([2, 3, 3, 0])  # of the training part: shorter than the histories
+    train = type(events)(events.offsets, ends, events.item_idx, None, 1.0, 5)
+    ranks = compute_ranks(TableScorer([0, 5, 4, 3, 2, 1]), events, cases, exclude="none")
+    followed = transitions_to_targets(ranks, train)
+    assert list(zip(ranks.target.tolist(), followed.tolist())) == [(2, 3), (4, 0), (4, 0), (3, 2), (1, 0)]
+    parts = slice_ranks(ranks, train)
+    by_count = {n: list(zip(p.user[p.owner], p.target)) for n, p in parts.items() if "transition" in n}
+    assert by_count == {
+        "transition 0": [(0, 4), (1, 4), (3, 1)],
+        "transition 1-2": [(2, 3)],
+        "transition 3+": [(0, 2)],  # of the first user's two targets one
     }
 
 

@@ -180,11 +180,12 @@ def test_the_report_is_whole_and_asks_nobody(dataset: Dataset, tmp_path: Path):
         "Learning curves",
         "against the cut-off",
         "Popular and rare",
+        "Known and new transitions",
         "Scoring speed",
         "Training time",
     )
     assert all(heading in page for heading in headings)
-    assert page.count("<svg") == page.count("</svg>") == 8
+    assert page.count("<svg") == page.count("</svg>") == 9
     assert "nan" not in page.lower().replace("finance", "")
     table = pl.read_csv(tmp_path / "deep" / "report" / "table.csv")
     assert table["name"].to_list() == [row.name for row in result.rows]

@@ -57,6 +57,19 @@ def test_attention_with_dropout_is_the_fused_kernel_when_nothing_is_dropped(
     torch.testing.assert_close(layer(x, mask=mask), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("length", [1, 5, 64, 150])
+def test_causal_blocks_of_queries_are_the_fused_kernel(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer, x = SelfAttention(8, 2, 0.0, causal=True), torch.randn(3, length, 8, requires_grad=True)
+    seen = []
+    for short in (0, 1000):
+        monkeypatch.setattr(attention, "SHORT", short)
+        output = layer(x)
+        seen.append((output, *torch.autograd.grad(output.square().sum(), (x, layer.key_value.weight))))
+    for fused, blocks in zip(*seen):
+        torch.testing.assert_close(blocks, fused, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("heads", [1, 2, 8])
 def test_one_position_attends_as_it_does_among_all(heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The short cut without projecting the memory, with weights dropped that would be dropped either way."""

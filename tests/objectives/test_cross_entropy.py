@@ -10,7 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensuite.objectives import ObjectiveConfig, build_objective
-from ensuite.objectives.cross_entropy import chunked_cross_entropy, plain_cross_entropy
+from ensuite.objectives.cross_entropy import (
+    chunked_cross_entropy,
+    chunked_log_sum_exp,
+    plain_cross_entropy,
+)
 
 
 def problem(t, v, d, scale=1.0, dtype=torch.float32, seed=0):
@@ -170,3 +174,16 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     )
     assert peak < 1_000_000, f"{peak} KB"  # the plain form's logits alone are 1 GB
+
+
+@pytest.mark.parametrize("block", [None, 4])
+@pytest.mark.parametrize("counted", [False, True])
+def test_log_sum_exp_of_counted_positions(block, counted):
+    output, table, _ = problem(9, 11, 3, dtype=torch.float64)
+    counts = torch.tensor([1, 5, 2, 1, 1, 3, 1, 1, 2]) if counted else None
+    each = (output @ table[1:].T).logsumexp(1)
+    plain = each.mean() if counts is None else each.repeat_interleave(counts).mean()
+    chunked = chunked_log_sum_exp(output, table, counts, 4, block)
+    torch.testing.assert_close(chunked, plain)
+    for a, b in zip(grads(chunked, output, table), grads(plain, output, table)):
+        torch.testing.assert_close(a, b)

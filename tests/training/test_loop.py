@@ -12,6 +12,7 @@ import torch
 from conftest import make_dataset
 from torch import Tensor
 
+from ensuite.config import merge
 from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.models.sasrec import SASRec
@@ -161,6 +162,26 @@ def test_bf16_and_clipping_train(cycle: Dataset, tmp_path: Path) -> None:
     assert all(value.dtype == torch.float32 for value in run.model.state_dict().values())
 
 
+def test_a_finished_run_can_be_trained_longer(cycle: Dataset, tmp_path: Path) -> None:
+    train("sasrec", cycle, tmp_path / "whole", recipe=changed(epochs=3))
+    train("sasrec", cycle, tmp_path / "parts", recipe=changed(epochs=1))
+    run = train("sasrec", cycle, tmp_path / "parts", recipe=changed(epochs=3), resume=True)
+    assert run.config.training.epochs == load_run(tmp_path / "parts").config.training.epochs == 3
+    whole, parts = weights(tmp_path / "whole", "last.safetensors"), weights(run.path, "last.safetensors")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    train("sasrec", cycle, tmp_path / "cosine", recipe=changed(epochs=1, schedule="cosine"))
+    with pytest.raises(EnsuiteError, match="falls to 0 at epoch 1"):
+        train("sasrec", cycle, tmp_path / "cosine", recipe=changed(epochs=3, schedule="cosine"), resume=True)
+
+
+def test_a_run_out_of_patience_trains_on_only_with_more_of_it(cycle: Dataset, tmp_path: Path) -> None:
+    recipe = changed(epochs=9, lr=1e-12, patience=2)
+    assert train("sasrec", cycle, tmp_path / "run", recipe=recipe).card["training"]["epochs"] == 3
+    assert train("sasrec", cycle, tmp_path / "run", resume=True).card["training"]["epochs"] == 3
+    more = merge(recipe, {"training": {"patience": 4}})
+    assert train("sasrec", cycle, tmp_path / "run", recipe=more, resume=True).card["training"]["epochs"] == 5
+
+
 def test_what_is_there_is_not_overwritten(cycle: Dataset, tmp_path: Path) -> None:
     train("sasrec", cycle, tmp_path / "run", recipe=changed(epochs=1))
     with pytest.raises(EnsuiteError, match="--resume to go on, --overwrite"):
@@ -183,7 +204,7 @@ def test_what_is_refused_leaves_the_run_before_it(cycle: Dataset, tmp_path: Path
     with pytest.raises(EnsuiteError, match="no event times"):
         train("hstu", untimed, tmp_path / "run", overwrite=True)
     with pytest.raises(EnsuiteError, match="settings it began with"):
-        train("sasrec", cycle, tmp_path / "run", recipe=changed(epochs=9), resume=True)
+        train("sasrec", cycle, tmp_path / "run", recipe=changed(lr=0.5), resume=True)
     after = weights(tmp_path / "run")
     assert all(torch.equal(before[key], after[key]) for key in before)
 

@@ -59,6 +59,9 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "summary": cls.summary,
+        "paper": cls.paper,
+        "family": cls.family,
+        "state": cls.state,
         "learns_from": list(cls.samples),
         "package": cls.__module__.partition(".")[0],
         "module": cls.__module__,
@@ -96,20 +99,21 @@ def _show_all(systems: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title="Systems", title_justify="left")
-    for column in ("name", "what it is", "learns by", "settings"):
+    for column in ("name", "what it is", "paper", "family", "state"):
         table.add_column(column, no_wrap=column == "name", overflow="fold")
     for system in systems:
         summary = escape(system["summary"]) + (
             f" (package {system['package']})" if system["package"] != "ensuite" else ""
         )
         if system.get("broken"):
-            table.add_row(system["name"], f"[red]{escape(system['summary'])}[/red]", "", "")
+            table.add_row(system["name"], f"[red]{escape(system['summary'])}[/red]")
             continue
         table.add_row(
             system["name"],
             summary,
-            "training" if system["learns_from"] else "counting",
-            str(len(system["settings"])),
+            escape(system["paper"].partition(", arXiv")[0]),
+            escape(system["family"]),
+            escape(system["state"]),
         )
     console = Console()
     console.print(table, highlight=False)
@@ -131,7 +135,8 @@ def _show_one(system: dict[str, Any]) -> None:
         if system["learns_from"]
         else "counted, not trained"
     )
-    console.print(f"{how}; {escape(system['module'])}\n", highlight=False)
+    paper = f"{escape(system['paper'])}; " if system["paper"] else ""
+    console.print(f"{paper}{how}; {escape(system['module'])}\n", highlight=False)
     table = Table("setting", "default", "what it does")
     for setting in system["settings"]:
         table.add_row(

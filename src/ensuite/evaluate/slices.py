@@ -6,8 +6,9 @@
     cold items          targets without a training event
     cold users          users without a training event
     history 1-5, ...    cases by the number of events before the target
+    transition 0, ...   targets by how often they came right after the history's last item: 0, 1-2, 3+ times
 
-What is popular or cold is counted on training events alone.
+What is popular or cold, and what came after what, is counted on training events alone.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import math
 import numpy as np
 
 from ensuite.data.dataset import Events
+from ensuite.data.transitions import count_transitions
 from ensuite.evaluate.beyond import count_items
 from ensuite.evaluate.ranks import Ranks
 
 HEAD_SHARE = 0.2
 HISTORY_BUCKETS = ((1, 5), (6, 10), (11, 20), (21, 50), (51, 100), (101, None))
+TRANSITION_BUCKETS = ((0, 0), (1, 2), (3, None))
 
 
 def head_items(popularity: np.ndarray, share: float = HEAD_SHARE) -> np.ndarray:
@@ -36,8 +39,20 @@ def head_items(popularity: np.ndarray, share: float = HEAD_SHARE) -> np.ndarray:
     return out
 
 
+def transitions_to_targets(ranks: Ranks, train: Events) -> np.ndarray:
+    """Return how often each target followed its history's last item in training: [T] float64.
+
+    Histories begin with their user's first event, and ``train`` holds the columns of the whole log, as
+    ``dataset.events("train")`` does.
+    """
+    last = train.item_idx[train.offsets[ranks.user] + ranks.history_length - 1]  # [C]
+    counts = count_transitions(train)
+    return np.asarray(counts[last[ranks.owner], ranks.target]).ravel()
+
+
 def slice_ranks(ranks: Ranks, train: Events) -> dict[str, Ranks]:
-    """Return the ranks of every slice that has at least one case."""
+    """Return the ranks of every slice that has at least one case; ``train`` is the training view of the
+    log."""
     popularity = count_items(train)
     head = head_items(popularity)[ranks.target]
     out = {
@@ -47,6 +62,16 @@ def slice_ranks(ranks: Ranks, train: Events) -> dict[str, Ranks]:
         "cold users": ranks.take(train.lengths[ranks.user] == 0),
     }
     for low, high in HISTORY_BUCKETS:
-        name = f"history {low}-{high}" if high else f"history {low}+"
-        out[name] = ranks.take((ranks.history_length >= low) & (ranks.history_length <= (high or np.inf)))
+        within = (ranks.history_length >= low) & (ranks.history_length <= (high or np.inf))
+        out[f"history {_span(low, high)}"] = ranks.take(within)
+    followed = transitions_to_targets(ranks, train)
+    for low, high in TRANSITION_BUCKETS:
+        within = (followed >= low) & (followed <= (np.inf if high is None else high))
+        out[f"transition {_span(low, high)}"] = ranks.restrict(within)
     return {name: part for name, part in out.items() if len(part)}
+
+
+def _span(low: int, high: int | None) -> str:
+    if high is None:
+        return f"{low}+"
+    return str(low) if low == high else f"{low}-{high}"

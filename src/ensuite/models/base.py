@@ -35,8 +35,9 @@ class Model(nn.Module):
         trained.
     defaults
         A recipe (sections model, objective, samples, training) laid under the user's.
-    summary
-        One line for ``ensuite models``.
+    summary, paper, family, state
+        For ``ensuite models``: what it is in a line, where it is from, which kind of system it is (baseline,
+        attention, state space, wrapper, sessions, ...), and how far it is tried ("measured": in results/).
     causal
         Whether the output at a position depends on that position and those before it alone (the contract
         suite checks).
@@ -46,6 +47,9 @@ class Model(nn.Module):
     defaults: ClassVar[Mapping[str, Any]] = {}
     samples: ClassVar[tuple[str, ...]] = ()
     summary: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    family: ClassVar[str] = ""
+    state: ClassVar[str] = ""
     causal: ClassVar[bool] = True
 
     def __init__(self, config: Any, n_items: int):

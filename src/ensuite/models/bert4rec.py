@@ -87,7 +87,10 @@ class BERT4Rec(Retriever):
 
     Config = BERT4RecConfig
     samples = ("cloze",)  # type: ignore[assignment]
-    summary = "Bidirectional Transformer that predicts masked items (Sun et al. 2019)"
+    summary = "Bidirectional Transformer that predicts masked items"
+    paper = "Sun et al., CIKM 2019, arXiv:1904.06690"
+    family = "attention"
+    state = "measured"
     causal = False
 
     def __init__(self, config: BERT4RecConfig, n_items: int, objective: Objective | None = None):

@@ -122,7 +122,10 @@ class HSTU(Retriever):
 
     Config = HSTUConfig
     defaults: ClassVar[Mapping[str, Any]] = {"objective": {"temperature": 0.05}}
-    summary = "Pointwise attention with time and position bias (Zhai et al. 2024)"
+    summary = "Pointwise attention with time and position bias"
+    paper = "Zhai et al., ICML 2024, arXiv:2402.17152"
+    family = "attention"
+    state = "measured"
 
     def __init__(self, config: HSTUConfig, n_items: int, objective: Objective | None = None):
         super().__init__(config, n_items, objective)

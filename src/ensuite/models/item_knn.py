@@ -55,6 +55,9 @@ class ItemKNN(SparseModel):
 
     Config = ItemKNNConfig
     summary = "Item-to-item nearest neighbours: cosine, TF-IDF or BM25 (implicit)"
+    paper = "Linden et al., IEEE Internet Computing 2003"
+    family = "baseline"
+    state = "measured"
     counts: Tensor  # [V + 1] int64
 
     def __init__(self, config: ItemKNNConfig, n_items: int, objective: None = None):

@@ -18,6 +18,7 @@ from torch import Tensor
 from ensuite.config import config
 from ensuite.data.batches import History
 from ensuite.data.dataset import Events
+from ensuite.data.transitions import count_transitions
 from ensuite.models._counting import SparseModel, ages, item_counts
 from ensuite.models.base import BlockScorer
 
@@ -49,6 +50,8 @@ class Markov(SparseModel):
 
     Config = MarkovConfig
     summary = "First-order Markov chain with popularity back-off"
+    family = "baseline"
+    state = "measured"
     popularity: Tensor  # [V + 1] float32, p_j
     backoff: Tensor  # [V + 1] float32, a / (c_i + a)
 
@@ -62,7 +65,7 @@ class Markov(SparseModel):
         return self.config.last
 
     def fit(self, events: Events) -> None:
-        counts = count_transitions(events, self.config.steps)
+        counts = count_transitions(events, self.config.steps, decay=True)
         total = np.asarray(counts.sum(1)).ravel() + self.config.smoothing  # c_i + a
         counts.data /= np.repeat(total, np.diff(counts.indptr))
         self.keep(counts)
@@ -76,20 +79,3 @@ class Markov(SparseModel):
         reached = self.reach(history, weight, catalogue)
         share = (weight * self.backoff[history.items]).sum(1, keepdim=True)  # [B, 1]
         return lambda first, last: reached(first, last) + share * self.popularity[first:last]
-
-
-def count_transitions(events: Events, steps: int) -> sp.csr_matrix:
-    """Count which item came within ``steps`` events after which, at distance d with weight 1 / d: [V + 1, V
-    + 1]."""
-    size = events.n_items + 1
-    rows = events.rows()
-    items = events.item_idx[rows].astype(np.int64)
-    user = np.repeat(np.arange(len(events.lengths)), events.lengths)
-    table = sp.csr_matrix((size, size), dtype=np.float64)
-    for distance in range(1, steps + 1):
-        same = user[distance:] == user[:-distance]
-        before, after = items[:-distance][same], items[distance:][same]
-        table = table + sp.csr_matrix(
-            (np.full(len(before), 1 / distance), (before, after)), shape=(size, size)
-        )
-    return table

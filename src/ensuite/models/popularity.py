@@ -37,6 +37,8 @@ class Popularity(FittedModel):
 
     Config = PopularityConfig
     summary = "Most frequent items, of all time or of the last days"
+    family = "baseline"
+    state = "measured"
     counts: Tensor  # [V + 1] int64
 
     def __init__(self, config: PopularityConfig, n_items: int, objective: None = None):

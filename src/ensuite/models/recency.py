@@ -34,6 +34,8 @@ class Recency(FittedModel):
 
     Config = RecencyConfig
     summary = "The user's own last items again, then the most popular"
+    family = "baseline"
+    state = "measured"
     counts: Tensor  # [V + 1] int64
 
     def __init__(self, config: RecencyConfig, n_items: int, objective: None = None):

@@ -98,7 +98,10 @@ class SASRec(Retriever):
     """The encoder of SASRec with a tied (or separate) item table."""
 
     Config = SASRecConfig
-    summary = "Causal Transformer over item ids; with gBCE: gSASRec (Kang & McAuley 2018)"
+    summary = "Causal Transformer over item ids; with gBCE: gSASRec"
+    paper = "Kang & McAuley, ICDM 2018, arXiv:1808.09781"
+    family = "attention"
+    state = "measured"
 
     def __init__(self, config: SASRecConfig, n_items: int, objective: Objective | None = None):
         super().__init__(config, n_items, objective)

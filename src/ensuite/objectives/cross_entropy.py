@@ -95,13 +95,34 @@ def chunked_cross_entropy(
     if len(output) == 0:
         return output.sum() * 0.0
     scaled = output if temperature == 1.0 else output / temperature
-    loss = _Chunked.apply(scaled, table, targets, 1.0 - label_smoothing, chunk_rows, block)
+    loss = _Chunked.apply(scaled, table, targets, 1.0 - label_smoothing, None, chunk_rows, block)
     if label_smoothing:
         wide = torch.promote_types(torch.promote_types(output.dtype, table.dtype), torch.float32)
         with torch.autocast(output.device.type, enabled=False):
             mean = scaled.mean(0, dtype=wide) @ table[1:].mean(0, dtype=wide)
         loss = loss - label_smoothing * mean
     return loss
+
+
+def chunked_log_sum_exp(
+    output: Tensor,
+    table: Tensor,
+    counts: Tensor | None = None,
+    chunk_rows: int | None = None,
+    block: int | None = None,
+) -> Tensor:
+    """Compute the mean over T positions of ``log sum_j exp(output . table[j])``, j = 1..V: a scalar.
+
+    ``counts`` [T], above 0, says how often each position counts in the mean; for the rest see
+    `chunked_cross_entropy`. Losses against a known distribution over all items are this less a mean score.
+
+    >>> chunked_log_sum_exp(torch.zeros(2, 4), torch.zeros(11, 4)).exp()
+    tensor(10.)
+    """
+    if len(output) == 0:
+        return output.sum() * 0.0
+    any_item = torch.ones(len(output), dtype=torch.int64, device=output.device)
+    return _Chunked.apply(output, table, any_item, 0.0, counts, chunk_rows, block)
 
 
 @dataclass
@@ -112,6 +133,7 @@ class _Task:
     e: Tensor  # [V, D], likewise
     target: Tensor  # [T], 0..V-1
     weight: float
+    counts: Tensor | None  # [T], how often each position counts; None: once
     rows: int
     block: int
     wide: torch.dtype  # of sums, softmax and gradients
@@ -126,9 +148,16 @@ class _Task:
     def wants_gradient(self) -> bool:
         return self.grad_h is not None or self.grad_table is not None
 
+    def counted(self, values: Tensor) -> Tensor:
+        """Multiply a number or a vector of each position, [T] or [T, D], by how often the position counts."""
+        if self.counts is None:
+            return values
+        return values * (self.counts if values.dim() == 1 else self.counts[:, None]).to(values.dtype)
+
 
 class _Chunked(torch.autograd.Function):
-    """The mean of ``logsumexp(s) - weight * s[target]``; its gradients are formed on the way forward."""
+    """The mean of ``logsumexp(s) - weight * s[target]``, each position taken ``counts`` times; its gradients
+    are formed on the way forward."""
 
     @staticmethod
     def forward(
@@ -137,6 +166,7 @@ class _Chunked(torch.autograd.Function):
         table: Tensor,
         targets: Tensor,
         weight: float,
+        counts: Tensor | None,
         rows: int | None,
         block: int | None,
     ) -> Tensor:
@@ -150,6 +180,7 @@ class _Chunked(torch.autograd.Function):
                 e=table.detach()[1:].to(compute),
                 target=targets - 1,
                 weight=weight,
+                counts=None if counts is None else counts.to(wide),
                 rows=rows or plan[0],
                 block=min(block or plan[1], len(table) - 1),
                 wide=wide,
@@ -157,16 +188,18 @@ class _Chunked(torch.autograd.Function):
                 grad_table=torch.zeros_like(table, dtype=wide) if ctx.needs_input_grad[1] else None,
             )
             loss = _whole_rows(task) if task.block == len(task.e) else _by_blocks(task)
+            if task.grad_h is not None:
+                task.grad_h = task.counted(task.grad_h)
         ctx.save_for_backward(task.grad_h, task.grad_table)
         ctx.dtypes = output.dtype, table.dtype
-        ctx.n = len(output)
+        ctx.n = len(output) if counts is None else float(counts.sum())
         return loss / ctx.n
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         by = grads[0] / ctx.n
         h, table = (None if g is None else (g * by).to(d) for g, d in zip(ctx.saved_tensors, ctx.dtypes))
-        return h, table, None, None, None, None
+        return h, table, None, None, None, None, None
 
 
 def _plan(n_items: int, device: str) -> tuple[int, int]:
@@ -184,6 +217,7 @@ def _whole_rows(task: _Task) -> Tensor:
     """Chunks of positions against all items: one softmax serves the loss and both gradients."""
     h, e, n_items = task.h, task.e, len(task.e)
     logits, soft = task.buffers()
+    counted = task.counted(h)
     score, log_p = (h.new_empty(len(h), dtype=task.wide) for _ in range(2))  # of the targets: [T]
     for at in range(0, len(h), task.rows):
         chunk, index = h[at : at + task.rows], task.target[at : at + task.rows, None]  # [R, D], [R, 1]
@@ -198,11 +232,11 @@ def _whole_rows(task: _Task) -> Tensor:
         if task.grad_h is not None:
             task.grad_h[at : at + task.rows] = g @ e
         if task.grad_table is not None:
-            _add_product(task.grad_table[1:], g.T, chunk)
+            _add_product(task.grad_table[1:], g.T, counted[at : at + task.rows])
     # Where the target's probability is below the float range, the logits themselves give the log-sum-exp.
     for some in (log_p < -60).nonzero()[:, 0].split(task.rows):
         log_p[some] = score[some] - (h[some] @ e.T).to(task.wide).logsumexp(1)
-    return ((1.0 - task.weight) * score - log_p).sum()
+    return task.counted((1.0 - task.weight) * score - log_p).sum()
 
 
 def _by_blocks(task: _Task) -> Tensor:
@@ -229,13 +263,14 @@ def _by_blocks(task: _Task) -> Tensor:
             log_zs[k, at : at + task.rows] = most - p.amax(1).log_()  # the largest is exp(0) / z
     log_z = log_zs.logsumexp(0)  # [T]
     score = (h * e[task.target]).sum(1, dtype=task.wide)
-    loss = (log_z - task.weight * score).sum()
+    loss = task.counted(log_z - task.weight * score).sum()
     if not task.wants_gradient():
         return loss
     if task.grad_h is not None:
         torch.mul(e[task.target], -task.weight, out=task.grad_h)
     if task.grad_table is not None:
-        task.grad_table.index_add_(0, task.target + 1, h.to(task.wide), alpha=-task.weight)
+        counted = task.counted(h)
+        task.grad_table.index_add_(0, task.target + 1, counted.to(task.wide), alpha=-task.weight)
     for k, first in enumerate(firsts):
         items, share = e[first : first + task.block], log_zs[k].sub_(log_z).exp_()[:, None]  # [K, D], [T, 1]
         for at in range(0, n, task.rows):
@@ -247,7 +282,7 @@ def _by_blocks(task: _Task) -> Tensor:
                 _add_product(
                     task.grad_table[1 + first : 1 + first + len(items)],
                     g.T,
-                    (h[part] * share[part]).to(h.dtype),
+                    (counted[part] * share[part]).to(h.dtype),
                 )
     return loss
 

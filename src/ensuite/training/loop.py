@@ -35,6 +35,9 @@ from ensuite.training.trainer import StopTraining, Trainer
 
 __all__ = ["StopTraining", "train"]
 
+STOPPING = ("epochs", "patience", "max_minutes", "checkpoint_minutes")
+"""The settings of `TrainingConfig` that a resumed run may change."""
+
 
 def train(
     model: str,
@@ -63,8 +66,8 @@ def train(
         Sections `model`, `objective`, `samples`, `training`, as a mapping or a YAML file; what it leaves out
         is default.
     resume
-        Continue an interrupted run in ``out`` with the configuration saved there; a ``recipe`` that differs
-        from it is refused.
+        Continue a run in ``out`` with the configuration saved there; of a ``recipe`` that differs from it,
+        only what says when to stop is taken (`STOPPING`), the rest is refused.
     overwrite
         Replace a run in ``out``.
     trackers
@@ -84,11 +87,7 @@ def train(
     out = Path(out)
     if resume:
         values, where = read_recipe(out / "config.yaml" if (out / "config.yaml").exists() else None)
-        if merge(values, read_recipe(recipe)[0]) != values:
-            raise EnsuiteError(
-                f"{out}: a run goes on with the settings it began with ({where}); leave the others out, "
-                "or train anew in another --out"
-            )
+        values = _resumed(values, read_recipe(recipe)[0], where)
         if not (out / checkpoint.NAME).exists():
             raise EnsuiteError(f"{out}: {checkpoint.NO_CHECKPOINT}")
         if read_card(out)["data"]["fingerprint"] != dataset.fingerprint:
@@ -126,6 +125,8 @@ def train(
         write_text(
             out / "card.json", json.dumps(build_card(built, config, dataset), indent=2, default=str) + "\n"
         )
+    elif main:
+        write_text(out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     if trackers:
         accelerator.init_trackers("ensuite", config={"run": str(out)})
     accelerator.wait_for_everyone()
@@ -138,6 +139,24 @@ def train(
         accelerator.end_training()
     accelerator.wait_for_everyone()
     return load_run(out)
+
+
+def _resumed(saved: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the ``saved`` settings of a run with those of ``asked`` that say when to stop."""
+    before, after = saved.get("training", {}), merge(saved, asked).get("training", {})
+    moved = {key: after[key] for key in STOPPING if key in after and after[key] != before.get(key)}
+    if merge(merge(saved, asked), {"training": {key: before[key] for key in moved}}) != saved:
+        raise EnsuiteError(
+            f"{where}: a run goes on with the settings it began with, but for {', '.join(STOPPING)} of "
+            "training; leave the others out, or train anew in another --out"
+        )
+    if "epochs" in moved and before["schedule"] != "constant":
+        raise EnsuiteError(
+            f"{where}: the learning rate falls to 0 at epoch {before['epochs']} (schedule "
+            f"{before['schedule']}), so training.epochs cannot become {moved['epochs']}; train anew in "
+            "another --out"
+        )
+    return merge(saved, {"training": moved})
 
 
 def _claim(out: Path, overwrite: bool) -> None:

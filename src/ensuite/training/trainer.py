@@ -117,16 +117,14 @@ class Trainer:
         if training.compile:
             self.model.compile(dynamic=True)
         self.module, self.optimizer = accelerator.prepare(_Step(self.model), self.optimizer)
-        stop = "all epochs done"
+        stop = self._out_of_patience()
         with StopFlag() as self.flag:
             try:
-                while self.state.epoch < training.epochs:
-                    stop = self._epoch() or stop
-                    if stop != "all epochs done":
-                        break
+                while stop is None and self.state.epoch < training.epochs:
+                    stop = self._epoch()
             except StopTraining as why:
                 stop = str(why) or "stopped by the callback"
-        self._finish(stop)
+        self._finish(stop or "all epochs done")
 
     def _epoch(self) -> str | None:
         """Train and validate one epoch; return why training ends, or None."""
@@ -271,8 +269,12 @@ class Trainer:
         else:
             state.bad += 1
         self.display.validated(state.epoch, metrics, training.metric, best=state.bad == 0)
-        if training.patience and state.bad >= training.patience:
-            return f"no better {training.metric} in {state.bad} validations"
+        return self._out_of_patience()
+
+    def _out_of_patience(self) -> str | None:
+        training, bad = self.config.training, self.state.bad
+        if training.patience and bad >= training.patience:
+            return f"no better {training.metric} in {bad} validations"
         return None
 
     # -- what is written --

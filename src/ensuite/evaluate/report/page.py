@@ -201,6 +201,10 @@ def _slices(c: Comparison) -> list[str]:
             [name for name in c.slice_sizes if name.startswith("history ")],
             "Users by the number of events before the target.",
         ),
+        "Known and new transitions": (
+            [name for name in c.slice_sizes if name.startswith("transition ")],
+            "Targets by how often they came right after the last item in training.",
+        ),
     }
     out = []
     for heading, (names, hint) in groups.items():
@@ -224,7 +228,9 @@ def _slices(c: Comparison) -> list[str]:
             )
             for i, row in enumerate(c.rows)
         ]
-        labels = [name.removeprefix("history ").replace(" items", "") for name in names]
+        labels = [
+            name.removeprefix("history ").removeprefix("transition ").replace(" items", "") for name in names
+        ]
         chart = bar_chart(labels, series, title=heading, y_label=metric)
         out.append(_panel(heading, f"{metric}. {hint}", chart, _legend(series)))
     return out

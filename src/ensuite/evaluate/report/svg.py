@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
 
+from ensuite.evaluate.report.style import STYLE
+
 N_COLOURS = 8
 Format = Callable[[float], str]
 
@@ -117,6 +119,17 @@ def dot(x: float, y: float, colour: int, note: str, radius: float = 4.0) -> str:
 def paint(colour: int) -> str:
     """Return the CSS colour of a series."""
     return f"var(--s{colour % N_COLOURS})"
+
+
+def standalone(chart: str) -> str:
+    """Return a chart as a file of its own: with its namespace, and the light colours of the report."""
+    rules = [rule for rule in STYLE.splitlines() if rule.lstrip().startswith("svg ")]
+    rules = [part.strip() for rule in rules for part in rule.split("} ") if part.strip().startswith("svg ")]
+    colours = STYLE[STYLE.index(":root {") : STYLE.index("@media")]
+    css = colours + "\n".join(rule if rule.endswith("}") else rule + "}" for rule in rules)
+    css += "\nsvg { background: var(--card); font-family: system-ui, sans-serif; }"
+    head = '<svg xmlns="http://www.w3.org/2000/svg" '
+    return chart.replace("<svg ", head, 1).replace(">", f"><style>{css}</style>", 1) + "\n"
 
 
 def line_chart(
