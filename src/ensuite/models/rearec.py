@@ -107,7 +107,9 @@ class ReaRec(Wrapper):
     Config = ReaRecConfig
     needs = Stepwise
     samples = ("prefixes", "last-position")  # type: ignore[assignment]
-    summary = "Latent reasoning steps after the history, around any encoder (Tang et al. 2025)"
+    summary = "Latent reasoning steps after the history, around any encoder"
+    paper = "Tang et al. 2025, arXiv:2503.22675"
+    family = "wrapper"
     epoch: Tensor
 
     def __init__(self, config: Any, n_items: int, objective: Objective | None = None):
