@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a system on a dataset",
     "evaluate": "measure a run: full ranking, on validation or test",
     "compare": "put runs on one dataset into a table with intervals and tests, and an HTML report",
+    "steps": "what each reasoning step of a ReaRec run is worth, and an oracle's headroom",
     "recommend": "ask a run what comes next after a history",
     "tune": "search for better settings (Optuna)",
     "models": "list the systems, or the settings of one",
