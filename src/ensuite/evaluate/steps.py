@@ -130,7 +130,7 @@ def to_csv(rows: Sequence[StepRow]) -> str:
 
 
 def to_svg(rows: Sequence[StepRow], title: str) -> str:
-    """Draw the first metric after each step, of the system and of the oracle: of everyone, by popularity of the
+    """Draw the first metric of each step, the system and the oracle: of everyone, by popularity of the
     target and by length of the history."""
     shown = (EVERYONE, "head", "tail", "history")
     drawn = [row for row in rows if row.metric == rows[0].metric and row.part.startswith(shown)]
