@@ -39,7 +39,7 @@ def layer_norm(x: np.ndarray, w: dict[str, np.ndarray], name: str, eps: float) -
 
 
 def encoder(x: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:
-    """Post-norm Transformer, causal, over the first layer's inputs [n, D]: the output at the last position."""
+    """Post-norm Transformer, causal, over the first layer's inputs [n, D]: the output at the last one."""
     for b in range(2):
         p = f"base.blocks.{b}."
         q = x @ w[p + "attention.query.weight"].T + w[p + "attention.query.bias"]
