@@ -19,7 +19,7 @@ from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.evaluate.metrics import parse_metric, per_case
 from ensuite.evaluate.ranks import ALL_ITEMS, Exclude, compute_ranks
-from ensuite.evaluate.report.svg import Series, bar_chart, paint, standalone, words
+from ensuite.evaluate.report.svg import Series, bar_chart, standalone, with_legend
 from ensuite.evaluate.scoring import Progress
 from ensuite.evaluate.slices import slice_ranks
 
@@ -142,9 +142,4 @@ def to_svg(rows: Sequence[StepRow], title: str) -> str:
         series.append(Series(name, i, (), values, notes=notes))
     labels = [row.part.removesuffix(" items").removeprefix("history ") for row in drawn]
     chart = bar_chart(labels, series, title=title, y_label=drawn[0].metric)
-    legend, x = "", 70.0
-    for s in series:
-        legend += f'<rect x="{x}" y="0" width="9" height="9" rx="2" style="fill:{paint(s.colour)}"/>'
-        legend += words(x + 13, 9, s.name, "tick")
-        x += 28 + 6.4 * len(s.name)
-    return standalone(chart.replace("</svg>", legend + "</svg>"))
+    return standalone(with_legend(chart, series))

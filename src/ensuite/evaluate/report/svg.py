@@ -132,6 +132,22 @@ def standalone(chart: str) -> str:
     return chart.replace("<svg ", head, 1).replace(">", f"><style>{css}</style>", 1) + "\n"
 
 
+def with_legend(chart: str, series: Sequence[Series]) -> str:
+    """Return a chart with the names of its series above it, for a file of its own."""
+    marks, x = [], 66.0
+    for s in series:
+        marks.append(
+            f'<rect x="{x:.1f}" y="-16" width="9" height="9" rx="2" style="fill:{paint(s.colour)}"/>'
+        )
+        marks.append(words(x + 13, -7.5, s.name, "tick"))
+        x += 30 + 6.2 * len(s.name)
+    start, height = chart.index('viewBox="0 0 '), 24
+    size = chart[start + 13 : chart.index('"', start + 9)]
+    wide, high = size.split()
+    box = f'viewBox="0 -{height} {wide} {int(high) + height}"'
+    return chart.replace(f'viewBox="0 0 {size}"', box, 1).replace("</svg>", "".join(marks) + "</svg>")
+
+
 def line_chart(
     series: Sequence[Series],
     *,
