@@ -137,16 +137,20 @@ def test_prl_loss(pl_weight: float | None, noisy_from: str) -> None:
     assert model.loss(BATCH).item() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_noise_is_added_before_the_norm_of_a_thought() -> None:
-    model = build(steps=1)
+@pytest.mark.parametrize("noisy_from", ["clean", "own"])
+def test_noisy_thoughts(noisy_from: str) -> None:
+    """Noise enters before the norm; the noisy chain has a memory of its own, whatever state it starts from."""
+    model = build(steps=2, noisy_from=noisy_from)
     torch.manual_seed(7)
     noisy = model.think(BATCH.history, 0.5)[1]
-    torch.manual_seed(7)
-    noise = 0.5 * torch.randn(3, D, dtype=torch.float64).numpy()
-    w = {name: value.numpy() for name, value in model.state_dict().items()}
     assert noisy is not None
+    torch.manual_seed(7)
+    noise = [0.5 * torch.randn(3, D, dtype=torch.float64).numpy() for _ in range(2)]
+    w = {name: value.numpy() for name, value in model.state_dict().items()}
     for b, (items, clean) in enumerate(zip(ITEMS, reference(model))):
-        inputs = embed(items, w)
-        inputs.append(layer_norm(clean[0] + w["positions.weight"][0] + noise[b], w, "norm", 1e-12))
-        found, wanted = noisy[b, 0].detach().numpy(), encoder(np.stack(inputs), w)
-        np.testing.assert_allclose(found, wanted, rtol=1e-8, atol=1e-8)
+        inputs, own = embed(items, w), clean[0]
+        for k in range(2):
+            source = clean[k] if noisy_from == "clean" else own
+            inputs.append(layer_norm(source + w["positions.weight"][k] + noise[k][b], w, "norm", 1e-12))
+            own = encoder(np.stack(inputs), w)
+            np.testing.assert_allclose(noisy[b, k].detach().numpy(), own, rtol=1e-8, atol=1e-8)
