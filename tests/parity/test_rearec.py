@@ -139,7 +139,7 @@ def test_prl_loss(pl_weight: float | None, noisy_from: str) -> None:
 
 @pytest.mark.parametrize("noisy_from", ["clean", "own"])
 def test_noisy_thoughts(noisy_from: str) -> None:
-    """Noise enters before the norm; the noisy chain has a memory of its own, whatever state it starts from."""
+    """Noise enters before the norm; the noisy chain has a memory of its own, whatever it starts from."""
     model = build(steps=2, noisy_from=noisy_from)
     torch.manual_seed(7)
     noisy = model.think(BATCH.history, 0.5)[1]
