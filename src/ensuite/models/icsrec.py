@@ -1,7 +1,7 @@
 """ICSRec: Intent Contrastive Learning with Cross Subsequences for Sequential Recommendation (Qin et al.,
 WSDM 2024, https://arxiv.org/abs/2310.14318).
 
-Every prefix of a sequence is a sample of its own (dynamic segmentation). Two prefixes that end before the same
+Every prefix of a sequence is a sample of its own (dynamic segmentation). Two prefixes that precede the same
 item are taken to share an intent: their vectors attract each other (coarse intent, CICL), and each is
 attracted to the centroid of its k-means cluster (fine intent, FICL); what has the same target or the same
 cluster is no negative (FNM). Serving is that of any dot-product model: neither pairs nor clusters take part.
@@ -248,7 +248,7 @@ class ICSRec(Retriever):
     def _need_points(self, n: int) -> None:
         if n < self.config.intent_num:
             raise EnsuiteError(
-                f"icsrec: intent_num = {self.config.intent_num} clusters, but only {n} training subsequences; "
+                f"icsrec: intent_num = {self.config.intent_num} clusters of only {n} training subsequences; "
                 f"set model.intent_num to {n} or less (a few hundred of each are usual), or cl_mode to c"
             )
 
