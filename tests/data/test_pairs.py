@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ensuite.config import build_config
 from ensuite.data.dataset import Events
-from ensuite.data.pairs import SameTarget, hash_ranges
+from ensuite.data.pairs import hash_ranges
 from ensuite.data.samples import Samples, SamplesConfig
 from ensuite.errors import EnsuiteError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import Any
 
@@ -35,7 +36,7 @@ def test_inertia_never_rises(init: str) -> None:
     points = torch.randn(500, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     inertia = k_means(points, 30, settings(init=init, iterations=30)).inertia
     assert len(inertia) > 5
-    assert all(b <= a + 1e-12 for a, b in zip(inertia, inertia[1:]))
+    assert all(b <= a + 1e-12 for a, b in itertools.pairwise(inertia))
     assert inertia[-1] < 0.9 * inertia[0]
 
 
