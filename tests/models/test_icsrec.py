@@ -287,6 +287,18 @@ def test_seen_items_score_zero_in_every_block() -> None:
     torch.testing.assert_close(torch.cat(blocks, 1), wanted)
 
 
+def test_noise_changes_what_is_scored_and_not_what_is_learned() -> None:
+    plain, noisy = make_model().eval(), make_model(noise=0.5).eval()
+    history = make_samples().batch(0, 1).history
+    with torch.inference_mode():
+        scores = [m.scorer(history, m.catalogue())(1, V + 1) for m in (plain, noisy)]
+        again = noisy.scorer(history, noisy.catalogue())(1, V + 1)
+    moved = (scores[0] != scores[1]).any(1)
+    assert torch.equal(moved, history.lengths >= 2)  # half of one event is none
+    assert torch.equal(again, scores[1])
+    assert torch.equal(loss_of(plain, BATCH), loss_of(noisy, BATCH))
+
+
 # -- whole trainings --
 
 
@@ -354,7 +366,14 @@ def test_mistakes_are_refused_on_the_command_line(
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("temperature", 0.0), ("dropout", 1.0), ("intent_num", 0), ("refit_every", 0), ("blocks", 0)],
+    [
+        ("temperature", 0.0),
+        ("dropout", 1.0),
+        ("intent_num", 0),
+        ("refit_every", 0),
+        ("blocks", 0),
+        ("noise", 2),
+    ],
 )
 def test_wrong_settings_are_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(EnsuiteError, match=key):

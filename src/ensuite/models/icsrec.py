@@ -15,6 +15,8 @@ What differs from the released code:
 - Seen items are left out of the ranking by the evaluation; the release gives them a score of 0, which still
   outranks every negative one (``seen_as_zero``, to be evaluated with ``--exclude none``).
 - The softmax is over the items; the release's also has a padding and a mask class, which are never right.
+- The random items in scored histories (``noise``, a share of their length) are a function of the history, not
+  of a random generator: an evaluation is repeatable.
 - Long sequences: see `ensuite.data.samples`.
 
 Chosen, where neither text nor code were at hand: the GRU reads item vectors without positions and layer norm;
@@ -38,6 +40,7 @@ from torch import Tensor, nn
 from ensuite.config import config
 from ensuite.data.batches import Batch, History
 from ensuite.data.dataset import Events
+from ensuite.data.noise import insert_noise
 from ensuite.errors import EnsuiteError
 from ensuite.models.base import BlockScorer, Retriever
 from ensuite.nn.attention import SelfAttention, last_positions
@@ -100,6 +103,9 @@ class ICSRecConfig:
     (as released; a third pass in each step)."""
     seen_as_zero: bool = False
     """Give the items of the history a score of 0 (as released; to be evaluated with --exclude none)."""
+    noise: float = 0.0
+    """Scoring: random items inserted into each history, as a share of its length (the robustness test of the
+    released code)."""
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.max_length < 1 or self.blocks < 1 or self.inner < 0 or self.init_std <= 0:
@@ -112,6 +118,8 @@ class ICSRecConfig:
         for name in ("rec_weight", "lambda0", "beta0"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: a weight is at least 0")
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"noise = {self.noise}: a share between 0 and 1")
         if self.temperature <= 0:
             raise ValueError(f"temperature = {self.temperature}: it divides, so it must be above 0")
         if self.intent_num < 1 or self.refit_every < 1:
@@ -162,7 +170,8 @@ class ICSRec(Retriever):
         return similar(self.items.weight if items is None else self.items(items), self.config.similarity)
 
     def scorer(self, history: History, catalogue: Tensor) -> BlockScorer:
-        score = super().scorer(history, catalogue)
+        read = insert_noise(history, self.config.noise, self.n_items).last(self.max_length)
+        score = super().scorer(read, catalogue)
         return zero_seen(score, history) if self.config.seen_as_zero else score
 
     # -- training --
