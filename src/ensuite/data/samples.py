@@ -10,6 +10,11 @@ positions carry a target:
     cloze            one window per user (`stride`: more), its last L events; a share of them is masked and
     predicted
 
+Prefixes are the "dynamic segmentation" of ICSRec: with leave-one-out the training view of n events is without
+its last two, so the targets are those at indices 1..n-3 of the user's sequence, each asked for once. For a
+sequence longer than L + 3 the released code slides a window of L + 3 events over it instead; here its early
+prefixes are samples too, and the late ones are cut to their last L events.
+
 An epoch's order is a pure function of (seed, epoch), a batch's content of (seed, epoch, step): training
 resumes in the middle of an epoch with two integers.
 """
@@ -25,6 +30,7 @@ import torch
 from ensuite.config import config
 from ensuite.data.batches import Batch, History, length_buckets, read_history, read_shifted
 from ensuite.data.dataset import Events
+from ensuite.data.pairs import SameTarget
 from ensuite.errors import EnsuiteError
 
 Kind = Literal["every-position", "last-position", "cloze", "sliding", "prefixes"]
@@ -44,6 +50,9 @@ class SamplesConfig:
     """Cloze: at most so many masks per window; 0 = no limit."""
     last_only: float = 0.1
     """Cloze: share of the windows in which only the last item is masked, as at inference."""
+    pair: Literal["none", "random", "last"] = "none"
+    """Prefixes, last-position: read a second history with the same target beside each; random in each epoch,
+    or always the last in the log (ICSRec's release). A sample without another is its own pair."""
     bucket: bool = True
     """Put sequences of similar length in one batch, so that little padding is computed."""
 
@@ -52,6 +61,11 @@ class SamplesConfig:
             raise ValueError("stride and max_masked count events: 0 or more")
         if not (0 <= self.mask_probability <= 1 and 0 <= self.last_only <= 1):
             raise ValueError("mask_probability and last_only are shares: between 0 and 1")
+        if self.pair != "none" and self.kind not in ("prefixes", "last-position"):
+            raise ValueError(
+                f"pair = {self.pair} pairs samples by their one target, which '{self.kind}' samples lack; "
+                "use kind = prefixes or last-position, or pair = none"
+            )
 
 
 class Samples:
@@ -75,6 +89,8 @@ class Samples:
                 f"no training sample: no user has the {1 if config.kind == 'cloze' else 2} training events "
                 f"that '{config.kind}' samples need; prepare with fewer events held out, or with more data"
             )
+        paired = config.pair != "none"
+        self.same_target = SameTarget(events, self.start, self.end) if paired else None
         self._order: tuple[int, list[np.ndarray]] = (-1, [])
 
     def __len__(self) -> int:
@@ -112,7 +128,14 @@ class Samples:
         if self.config.kind in ("last-position", "prefixes"):
             last = np.arange(targets.shape[1])[None] == (end - start - 2)[:, None]
             targets = np.where(last, targets, 0)
-        return Batch(history, torch.from_numpy(targets), user)
+        return Batch(history, torch.from_numpy(targets), user, self._pair(which, rng))
+
+    def _pair(self, which: np.ndarray, rng: np.random.Generator) -> History | None:
+        if self.same_target is None:
+            return None
+        draws = self.config.pair == "random"
+        others = self.same_target.random(which, rng) if draws else self.same_target.latest(which)
+        return read_shifted(self.events, self.start[others], self.end[others])[0]
 
     def everything(self, device: torch.device | str = "cpu") -> Everything:
         """Read every sample once, in a fixed order, at each iteration."""
