@@ -116,25 +116,27 @@ class Samples:
         of it."""
         rank, world = part
         which = self.order(epoch)[step][rank::world]
-        return self.read(which, np.random.default_rng([self.seed, epoch, step, rank]))
+        return self.read(which, (self.seed, epoch, step, rank))
 
-    def read(self, which: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Read the samples of numbers ``which`` as a batch; ``rng`` draws what is random in them."""
+    def read(self, which: np.ndarray, seed: tuple[int, ...]) -> Batch:
+        """Read the samples of numbers ``which`` as a batch; what is random in them depends on ``seed``."""
         start, end, user = self.start[which], self.end[which], torch.from_numpy(self.user[which])
         if self.config.kind == "cloze":
             history = read_history(self.events, start, end)
-            return self._cloze(history, user, rng)
+            return self._cloze(history, user, np.random.default_rng(seed))
         history, targets = read_shifted(self.events, start, end)
         if self.config.kind in ("last-position", "prefixes"):
             last = np.arange(targets.shape[1])[None] == (end - start - 2)[:, None]
             targets = np.where(last, targets, 0)
-        return Batch(history, torch.from_numpy(targets), user, self._pair(which, rng))
+        return Batch(history, torch.from_numpy(targets), user, self._pair(which, seed))
 
-    def _pair(self, which: np.ndarray, rng: np.random.Generator) -> History | None:
+    def _pair(self, which: np.ndarray, seed: tuple[int, ...]) -> History | None:
         if self.same_target is None:
             return None
-        draws = self.config.pair == "random"
-        others = self.same_target.random(which, rng) if draws else self.same_target.latest(which)
+        if self.config.pair == "random":
+            others = self.same_target.random(which, np.random.default_rng(seed))
+        else:
+            others = self.same_target.latest(which)
         return read_shifted(self.events, self.start[others], self.end[others])[0]
 
     def everything(self, device: torch.device | str = "cpu") -> Everything:
@@ -176,7 +178,7 @@ class Everything:
         order = np.argsort(samples.end - samples.start, kind="stable")
         for step in range(len(self)):
             which = order[step * samples.batch_size : (step + 1) * samples.batch_size]
-            yield samples.read(which, np.random.default_rng([samples.seed, step])).to(self.device)
+            yield samples.read(which, (samples.seed, step)).to(self.device)
 
 
 def windows(
