@@ -83,9 +83,8 @@ def scan_last(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         u, dt, a, b, c = (_at_least_float32(x) for x in (u, dt, a, b, c))
         if u.is_cuda and _kernel() is not None:
             return selective_scan(u, dt, a, b, c[:, None].expand_as(b), want_state=False)[0][:, -1].to(dtype)
-        after = dt.flip(1).cumsum(1).flip(1) - dt  # [B, L, E], sum of later steps
-        read = _Decayed.apply(after.flatten(0, 1), a, (b * c[:, None]).flatten(0, 1))  # [B L, E]
-        return (dt * u * read.view_as(u)).sum(1).to(dtype)
+        read = _Decayed.apply(dt, a, b * c[:, None])  # [B, L, E]
+        return (dt * u * read).sum(1).to(dtype)
 
 
 def sequential_scan(
@@ -174,7 +173,7 @@ def _states(
 def _recur(decay: Tensor, x: Tensor, start: Tensor) -> None:
     """Turn ``x`` [T, ...] into x_t + decay_t x_{t-1}, in place, with ``start`` before the first."""
     x[0].addcmul_(decay[0], start)
-    if x.is_cuda and x[0].numel() < FEW:
+    if _waits_for_launches(x[0]):
         return associate(decay, x)
     for t in range(1, len(x)):
         x[t].addcmul_(decay[t], x[t - 1])
@@ -183,13 +182,17 @@ def _recur(decay: Tensor, x: Tensor, start: Tensor) -> None:
 def _recur_back(decay: Tensor, g: Tensor, carry: Tensor) -> None:
     """Turn ``g`` [T, ...] into g_t + decay_{t+1} g_{t+1}, in place, with ``carry`` added to the last."""
     g[-1].add_(carry)
-    if g.is_cuda and g[0].numel() < FEW:
+    if _waits_for_launches(g[0]):
         backwards = g.flip(0)
         associate(decay.roll(-1, 0).flip(0), backwards)
         g.copy_(backwards.flip(0))
         return
     for t in range(len(g) - 2, -1, -1):
         g[t].addcmul_(decay[t + 1], g[t + 1])
+
+
+def _waits_for_launches(x: Tensor) -> bool:
+    return x.is_cuda and x.numel() < FEW
 
 
 def associate(decay: Tensor, x: Tensor) -> None:
@@ -205,33 +208,44 @@ def associate(decay: Tensor, x: Tensor) -> None:
 
 
 class _Decayed(torch.autograd.Function):
-    """read[m, e] = sum_n g[m, n] exp(a[e, n] s[m, e]) for tokens m, some at a time: [M, E]."""
+    """read_t = sum_n g_tn exp(A_n S_t), where S_t is the sum of dt after t: [B, L, E].
+
+    Both sums run by a loop over positions: PyTorch's cumulative sum cannot run backwards, and is slow on a
+    CPU. The rest is done for some tokens m of all rows and positions at a time.
+    """
 
     @staticmethod
-    def forward(ctx: Any, s: Tensor, a: Tensor, g: Tensor) -> Tensor:
-        ctx.save_for_backward(s, a, g)
-        read = torch.empty_like(s)
+    def forward(ctx: Any, dt: Tensor, a: Tensor, g: Tensor) -> Tensor:
+        after = torch.zeros_like(dt, memory_format=torch.contiguous_format)  # S: [B, L, E]
+        for t in range(dt.shape[1] - 2, -1, -1):
+            torch.add(after[:, t + 1], dt[:, t + 1], out=after[:, t])
+        ctx.save_for_backward(after, a, g)
+        read = torch.empty_like(after)
+        s, g, out = after.flatten(0, 1), g.flatten(0, 1), read.flatten(0, 1)  # [B L, E or N]
         (room,) = _room(1, _tokens(s, a), a)
         for m in _slices(len(s), _tokens(s, a)):
-            decay = _decays(s[m], a, room)
-            read[m] = decay.mul_(g[m, None]).sum(-1)
+            out[m] = _decays(s[m], a, room).mul_(g[m, None]).sum(-1)
         return read
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        s, a, g = ctx.saved_tensors
+        after, a, by_token = ctx.saved_tensors
+        s, g, by = (x.flatten(0, 1) for x in (after, by_token, grads[0]))
         grad_s, grad_a, grad_g = torch.empty_like(s), torch.zeros_like(a), torch.empty_like(g)
         room, spare = _room(2, _tokens(s, a), a)
         for m in _slices(len(s), _tokens(s, a)):
-            by = grads[0][m]  # [M, E]
             decay = _decays(s[m], a, room)  # [M, E, N]
-            grad_g[m] = (by[:, None] @ decay)[:, 0]
+            grad_g[m] = (by[m, None] @ decay)[:, 0]
             decay.mul_(g[m, None])
             moved = torch.mul(decay, a, out=spare[: decay.numel()].view_as(decay))
-            grad_s[m] = by * moved.sum(-1)
-            grad_a += decay.mul_((by * s[m])[..., None]).sum(0)
-        return grad_s, grad_a, grad_g
+            grad_s[m] = by[m] * moved.sum(-1)
+            grad_a += decay.mul_((by[m] * s[m])[..., None]).sum(0)
+        grad_after = grad_s.view_as(after)
+        grad_dt = torch.zeros_like(after)  # a step is in the sums of all positions before it
+        for t in range(1, after.shape[1]):
+            torch.add(grad_dt[:, t - 1], grad_after[:, t - 1], out=grad_dt[:, t])
+        return grad_dt, grad_a, grad_g.view_as(by_token)
 
 
 def _decays(s: Tensor, a: Tensor, room: Tensor) -> Tensor:
@@ -244,7 +258,7 @@ def _elements(x: Tensor) -> int:
 
 
 def _tokens(s: Tensor, a: Tensor) -> int:
-    return max(1, _elements(s) // a.numel())
+    return min(s.shape[0], max(1, _elements(s) // a.numel()))
 
 
 def _plan(u: Tensor, a: Tensor) -> tuple[int, int]:
