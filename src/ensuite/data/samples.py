@@ -6,8 +6,8 @@ positions carry a target:
     every-position   one window per user, its last L + 1 events; each position predicts the next item
     sliding          as above, more windows per user, `stride` apart, so that long histories are used whole
     last-position    one window per user; only its last event is predicted
-    prefixes         every prefix of at least one event (`stride`: every n-th, from the longest), cut to L; only
-                     the event after it is predicted
+    prefixes         every prefix of at least one event (`stride`: every n-th, from the longest), cut to L;
+                     only the event after it is predicted
     cloze            one window per user (`stride`: more), its last L events; a share of them is masked and
     predicted
 

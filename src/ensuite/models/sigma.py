@@ -29,7 +29,7 @@ results/.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -163,9 +163,10 @@ class SIGMA(Retriever):
         history = self._whole(history)
         vectors = F.pad(vectors, (0, 0, 0, history.items.shape[1] - vectors.shape[1]))
         x, streams = self._embed(vectors), self._streams(history)
-        for block in self.blocks[:-1]:
+        *before, last = self._layers()
+        for block in before:
             x = block(x, streams)
-        return similar(self.blocks[-1].last(x, streams), self.config.similarity)
+        return similar(last.last(x, streams), self.config.similarity)
 
     def begin(self, history: History) -> tuple[Tensor, tuple[BlockState, ...]]:
         """Read the histories: the users' vectors [B, D], and each layer's state after the last event.
@@ -181,7 +182,7 @@ class SIGMA(Retriever):
                 "set flip: length (and as_released: false)"
             )
         x, streams, states = self._embed(self.items(history.items)), self._streams(history), []
-        for block in self.blocks:
+        for block in self._layers():
             x, state = block.read(x, streams)
             states.append(state)
         return similar(streams.at_last(x), self.config.similarity), tuple(states)
@@ -189,13 +190,16 @@ class SIGMA(Retriever):
     def step(self, token: Tensor, state: tuple[BlockState, ...]) -> tuple[Tensor, tuple[BlockState, ...]]:
         """Read ``token`` [B, D] after both streams: the output there [B, D] and the new state."""
         states = []
-        for block, before in zip(self.blocks, state):
+        for block, before in zip(self._layers(), state):
             token, after = block.step(token, before)
             states.append(after)
         return similar(token, self.config.similarity), tuple(states)
 
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
         return similar(self.items.weight if items is None else self.items(items), self.config.similarity)
+
+    def _layers(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
 
     def _embed(self, vectors: Tensor) -> Tensor:
         return self.norm(self.dropout(vectors))  # no positions: the order is in the states
@@ -231,13 +235,13 @@ class Streams(NamedTuple):
     lengths: Tensor  # [B]
     mask: Tensor | None  # [B, L], True at events; None where padding is read like them
     rows: Tensor | None  # [F], the rows of B whose flipped stream differs from the first
-    index: Tensor | None  # [F, L]
+    order: Tensor | None  # [F, L], where each slot of the flipped stream is read from
 
     def both(self, x: Tensor) -> Tensor:
         """Put the flipped streams under ``x`` [B, ...]: [B + F, ...]."""
-        if self.rows is None or self.index is None or not len(self.rows):
+        if self.rows is None or self.order is None or not len(self.rows):
             return x
-        index = self.index[..., None].expand(-1, -1, x.shape[-1])
+        index = self.order[..., None].expand(-1, -1, x.shape[-1])
         return torch.cat([x, x[self.rows].gather(1, index)])
 
     def both_lengths(self) -> Tensor:

@@ -103,7 +103,7 @@ class Mamba(nn.Module):
         """Causal convolution of each channel with itself, then SiLU: [B, L, E]."""
         width, length = self.conv_weight.shape[1], u.shape[1]
         padded = F.pad(u, (0, 0, width - 1, 0))
-        total = self.conv_bias
+        total: Tensor = self.conv_bias
         for k in range(width):
             total = torch.addcmul(total, padded[:, k : k + length], self.conv_weight[:, k])
         return F.silu(total)
