@@ -269,16 +269,27 @@ def test_gradients_reach_the_history_through_steps_after_it(settings: dict[str, 
     assert torch.autograd.gradcheck(read, [item], atol=1e-4)
 
 
-def test_a_token_is_read_after_both_streams() -> None:
-    """A step equals reading one event more where the flip turns the same events, and the convolution does not
-    look ahead."""
-    model, longer = build(kept=2, fe_conv="causal"), build(kept=3, fe_conv="causal")
+def test_tokens_are_read_after_both_streams() -> None:
+    """Two steps equal reading two events more where the flip turns the same events, and the convolution does
+    not look ahead."""
+    model, longer = build(kept=2, fe_conv="causal"), build(kept=4, fe_conv="causal")
     for items in (ITEMS[:1, :7], ITEMS[1:2, :3], ITEMS[:1, :1]):
+        more = torch.tensor([[6, 2]])
         _, state = model.begin(History(items))
-        token = model._embed(model.input_vectors(torch.tensor([6])))
-        found, _ = model.step(token, state)
-        whole = torch.cat([items, torch.tensor([[6]])], 1)
+        for token in model._embed(model.input_vectors(more))[0]:
+            found, state = model.step(token[None], state)
+        whole = torch.cat([items, more], 1)
         torch.testing.assert_close(found, longer.encode(History(whole)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_centred_convolution_reads_a_token_with_nothing_after_it() -> None:
+    short, x = build().blocks[0].mamba.short_term, torch.randn(1, 4, 8)
+    lengths = torch.tensor([3])
+    state = short(x, torch.arange(4)[None] < 3)[:, 2]
+    found, _ = short.step(x[:, 3], short.recent(x * (torch.arange(4) < 3)[:, None], lengths), state)
+    taps = short.conv
+    features = x[:, 2] @ taps[0] + x[:, 3] @ taps[1] + short.conv_bias
+    torch.testing.assert_close(found, short.gru(features[:, None], state[None])[0][:, 0])
 
 
 def test_as_released_it_cannot_read_on() -> None:

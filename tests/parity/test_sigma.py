@@ -11,7 +11,7 @@ import torch
 from ensuite.data.batches import History
 from ensuite.models.sigma import SIGMA, SIGMAConfig
 
-SEQUENCES = [[3, 5, 7, 2, 9, 1, 4], [6, 8, 3], [2]]
+SEQUENCES = [[3, 5, 7, 2, 9, 1, 4], [6, 8, 3], [2], [4, 9, 1, 6]]  # with 2 kept: 5, 1, 0 and 2 are turned
 L, D, N, KERNEL = 9, 6, 3, 4
 Weights = dict[str, np.ndarray]
 
@@ -147,5 +147,5 @@ def test_user_vectors_match_the_formulas(settings: dict[str, Any]) -> None:
     w = {name: value.double().numpy() for name, value in model.state_dict().items()}
     wanted = np.stack([reference(s, w, config) for s in SEQUENCES])
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4, atol=1e-5)
-    last = every[torch.arange(3), torch.tensor([len(s) - 1 for s in SEQUENCES])]
+    last = every[torch.arange(4), torch.tensor([len(s) - 1 for s in SEQUENCES])]
     np.testing.assert_allclose(last.numpy(), wanted, rtol=1e-4, atol=1e-5)
