@@ -6,7 +6,8 @@ positions carry a target:
     every-position   one window per user, its last L + 1 events; each position predicts the next item
     sliding          as above, more windows per user, `stride` apart, so that long histories are used whole
     last-position    one window per user; only its last event is predicted
-    prefixes         every prefix of at least one event, cut to L; only the event after it is predicted
+    prefixes         every prefix of at least one event (`stride`: every n-th, from the longest), cut to L;
+                     only the event after it is predicted
     cloze            one window per user (`stride`: more), its last L events; a share of them is masked and
     predicted
 
@@ -43,7 +44,8 @@ class SamplesConfig:
     kind: Kind = "every-position"
     """every-position, sliding, last-position, prefixes, or cloze (masked items)."""
     stride: int = 0
-    """Distance between windows of one user, counted back from the end; 0 = one window (for sliding: L)."""
+    """Distance between windows of one user, counted back from the end; 0 = one window (for sliding: L; for
+    prefixes: 1)."""
     mask_probability: float = 0.2
     """Cloze: share of a window's items that is masked (rho of BERT4Rec)."""
     max_masked: int = 0
@@ -191,8 +193,8 @@ def windows(
     user = np.flatnonzero(end - first >= (1 if cloze else 2))
     first, end = first[user], end[user]
     if config.kind == "prefixes":
-        per_user = end - first - 1
-        step = 1
+        step = config.stride or 1
+        per_user = -(-(end - first - 1) // step)
     elif config.kind == "sliding" or (cloze and config.stride):
         step = config.stride or max_length
         per_user = 1 + np.maximum(0, -(-(end - first - width) // step))
