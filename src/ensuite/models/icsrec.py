@@ -133,7 +133,10 @@ class ICSRec(Retriever):
     samples = ("prefixes", "last-position")  # type: ignore[assignment]
     defaults = {"samples": {"pair": "random"}, "training": {"batch_size": 256}}  # noqa: RUF012
     intents: Tensor  # [K, D], NaN before the first clustering
-    summary = "Transformer or GRU with contrasts of subsequences that share an intent (Qin et al. 2024)"
+    summary = "Transformer or GRU with contrasts of subsequences that share an intent"
+    paper = "Qin et al., WSDM 2024, arXiv:2310.14318"
+    family = "contrastive"
+    state = "in"
 
     def __init__(self, config: ICSRecConfig, n_items: int, objective: Objective | None = None):
         super().__init__(config, n_items, objective)

@@ -120,7 +120,10 @@ class SIGMA(Retriever):
 
     Config = SIGMAConfig
     samples = ("prefixes", "last-position")  # type: ignore[assignment]
-    summary = "Selective gated Mamba, linear in the length; also Mamba4Rec (Liu et al. 2024)"
+    summary = "Partially flipped Mamba with a selective gate, and a GRU for the newest events"
+    paper = "Liu et al., AAAI 2025, arXiv:2408.11451"
+    family = "state space"
+    state = "in"
     causal = False
 
     def __init__(self, config: SIGMAConfig, n_items: int, objective: Objective | None = None):
