@@ -27,7 +27,13 @@ def config(cls: type[T]) -> type[T]:
     make: Callable[[type[T]], type[T]] = pydantic_dataclass(  # type: ignore[assignment]
         frozen=True, kw_only=True, config=pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
     )
-    return make(cls)
+    made = make(cls)
+    fields = made.__pydantic_fields__  # type: ignore[attr-defined]
+    for base in cls.__mro__[1:]:  # help texts of inherited fields
+        for name, field in getattr(base, "__pydantic_fields__", {}).items():
+            if fields[name].description is None:
+                fields[name].description = field.description
+    return made
 
 
 def build_config(cls: type[T], values: Mapping[str, Any], where: str) -> T:
