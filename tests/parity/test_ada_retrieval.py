@@ -129,4 +129,4 @@ def test_training_loss(as_released: bool) -> None:
             scores = w["base.items.weight"][1:] @ u
             expected += LAMBDA**t * (np.log(np.exp(scores).sum()) - scores[target - 1]) / len(TARGETS)
     got = model.loss(Batch(history, targets, torch.arange(2)))
-    assert float(got) == pytest.approx(expected, rel=1e-5)
+    assert got.item() == pytest.approx(expected, rel=1e-5)
