@@ -77,6 +77,12 @@ def test_an_encoder_learns_from_the_samples_that_it_knows(cycle: Dataset, tmp_pa
     recipe = still(base="bert4rec", encoder=encoder)
     train("ada-retrieval", cycle, tmp_path / "run", recipe=recipe)
     assert load_run(tmp_path / "run" / "base").config.samples.kind == "cloze"
+    recipe = still(base_samples="sliding")
+    train("ada-retrieval", cycle, tmp_path / "other", recipe=recipe)
+    assert load_run(tmp_path / "other" / "base").config.samples.kind == "sliding"
+    with pytest.raises(EnsuiteError, match="base_samples = 'cloze': sasrec does not learn from them"):
+        train("ada-retrieval", cycle, tmp_path / "wrong", recipe=still(base_samples="cloze"))
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_one_stage_when_asked_for(cycle: Dataset, tmp_path: Path) -> None:

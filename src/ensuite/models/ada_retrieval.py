@@ -46,6 +46,8 @@ from torch import Tensor, nn
 from ensuite.config import config
 from ensuite.data.batches import Batch, History
 from ensuite.data.dataset import Events
+from ensuite.data.samples import Kind
+from ensuite.errors import EnsuiteError
 from ensuite.models.base import BlockScorer, FromVectors
 from ensuite.models.wrapper import Wrapper, WrapperConfig
 from ensuite.nn.dropout import Dropout
@@ -88,6 +90,8 @@ class AdaRetrievalConfig(WrapperConfig):
     """Most epochs of the first stage; 0 = training.epochs."""
     base_lr: float = 0.0
     """Learning rate of the first stage; 0 = training.lr."""
+    base_samples: Kind | None = None
+    """Samples of the first stage; null = those of the second, or the encoder's own if it cannot use them."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.total < 1 or self.total % self.rounds:
@@ -131,12 +135,17 @@ class AdaRetrieval(Wrapper):
             return None
         learns_from = cls.base_class(c.base).samples
         kind = config.samples.kind if config.samples.kind in learns_from else learns_from[0]
+        if c.base_samples and c.base_samples not in learns_from:
+            raise EnsuiteError(
+                f"base_samples = '{c.base_samples}': {c.base} does not learn from them, but from "
+                f"{', '.join(learns_from)}"
+            )
         training = config.training
         return dataclasses.replace(
             config,
             name=c.base,
             model=c.encoder,
-            samples=dataclasses.replace(config.samples, kind=kind),  # type: ignore[arg-type]
+            samples=dataclasses.replace(config.samples, kind=c.base_samples or kind),  # type: ignore[arg-type]
             training=dataclasses.replace(
                 training, epochs=c.base_epochs or training.epochs, lr=c.base_lr or training.lr
             ),
