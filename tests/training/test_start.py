@@ -135,6 +135,8 @@ def test_killed_in_either_stage_it_goes_on_there(
         train("ada-retrieval", cycle, broken, recipe=ADA)
     with pytest.raises(EnsuiteError, match="no weights yet"):
         load_run(broken)
+    if stage is AdaRetrieval and not after:  # killed after the epoch's line and before its checkpoint
+        (broken / "metrics.jsonl").write_text('{"kind": "train", "epoch": 1, "step": 3}\n')
     dies = False
     if resumed_by == "python":
         train("ada-retrieval", cycle, broken, resume=True)
@@ -151,6 +153,37 @@ def test_killed_in_either_stage_it_goes_on_there(
     card = load_run(broken).card
     assert card["start"]["run"] == "base"
     assert "train_seconds" in card["start"]
+
+
+def test_a_first_stage_that_has_ended_is_not_trained_on(
+    cycle: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = ADA | {"training": TRAINING | {"max_minutes": 1e-6}}
+    with monkeypatch.context() as patch:
+        patch.setattr(AdaRetrieval, "loss", lambda self, batch: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train("ada-retrieval", cycle, tmp_path / "run", recipe=recipe)
+    train("ada-retrieval", cycle, tmp_path / "run", resume=True)
+    assert load_run(tmp_path / "run" / "base").card["training"]["steps"] == 1
+
+
+def test_more_epochs_are_for_the_last_stage(
+    cycle: Dataset, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, steps = SASRec.loss, 0
+
+    def dies(self: SASRec, batch: Any) -> Tensor:
+        nonlocal steps
+        steps += 1
+        return loss(self, batch) if steps < 3 else 1 / 0  # type: ignore[return-value]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SASRec, "loss", dies)
+        with pytest.raises(ZeroDivisionError):
+            train("ada-retrieval", cycle, tmp_path / "run", recipe=ADA)
+    run = train("ada-retrieval", cycle, tmp_path / "run", recipe={"training": {"epochs": 3}}, resume=True)
+    assert run.card["training"]["epochs"] == 3
+    assert load_run(run.path / "base").card["training"]["epochs"] == 2
 
 
 # -- from another run ----------------------------------------------------------------------------------
@@ -223,6 +256,10 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(
     refused(
         r"do not fit: items.weight is \(21, 12\) there and \(21, 16\) here", "ada-retrieval", sasrec,
         {"model": ada["model"] | {"encoder": {"dim": 16}}},
+    )  # fmt: skip
+    refused(
+        "do not fit: blocks.1.*is missing there", "ada-retrieval", sasrec,
+        {"model": ada["model"] | {"encoder": {"blocks": 2}}},
     )  # fmt: skip
     refused("do not fit", "sasrec", sasrec, {"model": {"dim": 16, "inner": 20}})
     fitted = train("popularity", cycle, tmp_path / "popularity").path
