@@ -71,6 +71,13 @@ def test_prefixes_ask_for_every_event_but_the_first_once(sequences: list[list[in
     assert read_all(samples) == wanted
 
 
+def test_prefixes_a_stride_apart_begin_with_the_longest() -> None:
+    events = make_events([[1, 2, 3, 4, 5, 6, 7], [8, 9]])
+    config = SamplesConfig(kind="prefixes", stride=4)
+    samples = Samples(events, config, max_length=3, batch_size=2, seed=1)
+    assert read_all(samples) == [(0, (1, 2), (0, 3)), (0, (4, 5, 6), (0, 0, 7)), (1, (8,), (9,))]
+
+
 @given(LOGS.filter(lambda log: any(len(s) > 1 for s in log)), st.integers(1, 5), st.integers(0, 3))
 def test_sliding_windows_cover_every_target(sequences: list[list[int]], length: int, stride: int) -> None:
     config = SamplesConfig(kind="sliding", stride=min(stride, length))

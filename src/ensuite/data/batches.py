@@ -66,11 +66,16 @@ class History:
 @dataclass(frozen=True)
 class Batch:
     """A training step's input. ``targets[b, i]`` is the item to predict at position i, 0 where nothing is
-    asked."""
+    asked.
+
+    ``pair`` is another view of each row for contrastive terms (`SamplesConfig.pair`), else None; it has a
+    width of its own.
+    """
 
     history: History
     targets: Tensor  # [B, L] int64
     user: Tensor  # [B] int64, user rows of the dataset
+    pair: History | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Move every tensor to ``device``."""
@@ -79,6 +84,7 @@ class Batch:
             history=self.history.to(device),
             targets=self.targets.to(device, non_blocking=True),
             user=self.user.to(device, non_blocking=True),
+            pair=None if self.pair is None else self.pair.to(device),
         )
 
 

@@ -6,9 +6,15 @@ positions carry a target:
     every-position   one window per user, its last L + 1 events; each position predicts the next item
     sliding          as above, more windows per user, `stride` apart, so that long histories are used whole
     last-position    one window per user; only its last event is predicted
-    prefixes         every prefix of at least one event, cut to L; only the event after it is predicted
+    prefixes         every prefix of at least one event (`stride`: every n-th, from the longest), cut to L;
+                     only the event after it is predicted
     cloze            one window per user (`stride`: more), its last L events; a share of them is masked and
     predicted
+
+Prefixes are the "dynamic segmentation" of ICSRec: with leave-one-out the training view of n events is without
+its last two, so the targets are those at indices 1..n-3 of the user's sequence, each asked for once. For a
+sequence longer than L + 3 the released code slides a window of L + 3 events over it instead; here its early
+prefixes are samples too, and the late ones are cut to their last L events.
 
 An epoch's order is a pure function of (seed, epoch), a batch's content of (seed, epoch, step): training
 resumes in the middle of an epoch with two integers.
@@ -25,6 +31,7 @@ import torch
 from ensuite.config import config
 from ensuite.data.batches import Batch, History, length_buckets, read_history, read_shifted
 from ensuite.data.dataset import Events
+from ensuite.data.pairs import SameTarget
 from ensuite.errors import EnsuiteError
 
 Kind = Literal["every-position", "last-position", "cloze", "sliding", "prefixes"]
@@ -37,13 +44,17 @@ class SamplesConfig:
     kind: Kind = "every-position"
     """every-position, sliding, last-position, prefixes, or cloze (masked items)."""
     stride: int = 0
-    """Distance between windows of one user, counted back from the end; 0 = one window (for sliding: L)."""
+    """Distance between windows of one user, counted back from the end; 0 = one window (for sliding: L; for
+    prefixes: 1)."""
     mask_probability: float = 0.2
     """Cloze: share of a window's items that is masked (rho of BERT4Rec)."""
     max_masked: int = 0
     """Cloze: at most so many masks per window; 0 = no limit."""
     last_only: float = 0.1
     """Cloze: share of the windows in which only the last item is masked, as at inference."""
+    pair: Literal["none", "random", "last"] = "none"
+    """Prefixes, last-position: read a second history with the same target beside each; random in each epoch,
+    or always the last in the log (ICSRec's release). A sample without another is its own pair."""
     bucket: bool = True
     """Put sequences of similar length in one batch, so that little padding is computed."""
 
@@ -52,6 +63,11 @@ class SamplesConfig:
             raise ValueError("stride and max_masked count events: 0 or more")
         if not (0 <= self.mask_probability <= 1 and 0 <= self.last_only <= 1):
             raise ValueError("mask_probability and last_only are shares: between 0 and 1")
+        if self.pair != "none" and self.kind not in ("prefixes", "last-position"):
+            raise ValueError(
+                f"pair = {self.pair} pairs samples by their one target, which '{self.kind}' samples lack; "
+                "use kind = prefixes or last-position, or pair = none"
+            )
 
 
 class Samples:
@@ -75,6 +91,8 @@ class Samples:
                 f"no training sample: no user has the {1 if config.kind == 'cloze' else 2} training events "
                 f"that '{config.kind}' samples need; prepare with fewer events held out, or with more data"
             )
+        paired = config.pair != "none"
+        self.same_target = SameTarget(events, self.start, self.end) if paired else None
         self._order: tuple[int, list[np.ndarray]] = (-1, [])
 
     def __len__(self) -> int:
@@ -100,19 +118,28 @@ class Samples:
         of it."""
         rank, world = part
         which = self.order(epoch)[step][rank::world]
-        return self.read(which, np.random.default_rng([self.seed, epoch, step, rank]))
+        return self.read(which, (self.seed, epoch, step, rank))
 
-    def read(self, which: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Read the samples of numbers ``which`` as a batch; ``rng`` draws what is random in them."""
+    def read(self, which: np.ndarray, seed: tuple[int, ...]) -> Batch:
+        """Read the samples of numbers ``which`` as a batch; what is random in them depends on ``seed``."""
         start, end, user = self.start[which], self.end[which], torch.from_numpy(self.user[which])
         if self.config.kind == "cloze":
             history = read_history(self.events, start, end)
-            return self._cloze(history, user, rng)
+            return self._cloze(history, user, np.random.default_rng(seed))
         history, targets = read_shifted(self.events, start, end)
         if self.config.kind in ("last-position", "prefixes"):
             last = np.arange(targets.shape[1])[None] == (end - start - 2)[:, None]
             targets = np.where(last, targets, 0)
-        return Batch(history, torch.from_numpy(targets), user)
+        return Batch(history, torch.from_numpy(targets), user, self._pair(which, seed))
+
+    def _pair(self, which: np.ndarray, seed: tuple[int, ...]) -> History | None:
+        if self.same_target is None:
+            return None
+        if self.config.pair == "random":
+            others = self.same_target.random(which, np.random.default_rng(seed))
+        else:
+            others = self.same_target.latest(which)
+        return read_shifted(self.events, self.start[others], self.end[others])[0]
 
     def everything(self, device: torch.device | str = "cpu") -> Everything:
         """Read every sample once, in a fixed order, at each iteration."""
@@ -153,7 +180,7 @@ class Everything:
         order = np.argsort(samples.end - samples.start, kind="stable")
         for step in range(len(self)):
             which = order[step * samples.batch_size : (step + 1) * samples.batch_size]
-            yield samples.read(which, np.random.default_rng([samples.seed, step])).to(self.device)
+            yield samples.read(which, (samples.seed, step)).to(self.device)
 
 
 def windows(
@@ -166,8 +193,8 @@ def windows(
     user = np.flatnonzero(end - first >= (1 if cloze else 2))
     first, end = first[user], end[user]
     if config.kind == "prefixes":
-        per_user = end - first - 1
-        step = 1
+        step = config.stride or 1
+        per_user = -(-(end - first - 1) // step)
     elif config.kind == "sliding" or (cloze and config.stride):
         step = config.stride or max_length
         per_user = 1 + np.maximum(0, -(-(end - first - width) // step))

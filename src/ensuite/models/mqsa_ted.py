@@ -118,7 +118,10 @@ class MQSATED(Retriever):
     """
 
     Config = MQSATEDConfig
-    summary = "Short and long attention queries, taught by transition counts (Zhu et al. 2024)"
+    summary = "Short and long attention queries, taught by transition counts"
+    paper = "Zhu et al., WSDM 2024, arXiv:2311.01056"
+    family = "attention"
+    state = "in"
 
     def __init__(self, config: MQSATEDConfig, n_items: int, objective: Objective | None = None):
         super().__init__(config, n_items, objective)

@@ -185,8 +185,7 @@ class Trainer:
         numbers = range(first, min(first + training.accumulate, len(self.samples)))
         began = time.perf_counter()
         batches = [self.samples.batch(state.epoch, i, self.part).to(self.accelerator.device) for i in numbers]
-        asked = torch.tensor([float((b.targets > 0).sum()) for b in batches], device=self.accelerator.device)
-        total = float(self.accelerator.reduce(asked, "sum").sum()) if self.part[1] > 1 else float(asked.sum())
+        shares = self._shares(batches)
         began = self._spend("batch", began)
         value = 0.0
         for group in self.optimizer.param_groups:
@@ -194,13 +193,12 @@ class Trainer:
         self.module.zero_grad()
         began = self._spend("optimizer", began)
         for i, batch in enumerate(batches):
-            share = float(asked[i]) * self.part[1] / total  # the sum is then the mean over the step's targets
             waits = i < len(batches) - 1
             with (
                 self.accelerator.no_sync(self.module) if waits else nullcontext(),
                 self.accelerator.autocast(),
             ):
-                loss = self.module(batch) * share
+                loss = self.module(batch) * shares[i]
                 began = self._spend("forward", began)
                 value += float(loss.detach())
                 if not math.isfinite(value):
@@ -216,6 +214,16 @@ class Trainer:
                 self.accelerator.reduce(torch.tensor(value, device=self.accelerator.device), "mean")
             )
         return value
+
+    def _shares(self, batches: list[Batch]) -> list[float]:
+        """Return each batch's weight, so that the step's loss is the mean over all its targets."""
+        if len(batches) == 1 and self.part[1] == 1:
+            return [1.0]
+        asked = torch.tensor(
+            [float(torch.count_nonzero(b.targets)) for b in batches], device=self.accelerator.device
+        )
+        total = float(self.accelerator.reduce(asked, "sum").sum()) if self.part[1] > 1 else float(asked.sum())
+        return [float(count) * self.part[1] / total for count in asked]
 
     def _spend(self, activity: str, began: float) -> float:
         now = time.perf_counter()
