@@ -144,6 +144,12 @@ class BERT4Rec(Retriever):
         history = self.with_mask(history)
         return self.read(history, (history.lengths - 1)[:, None])[:, 0]
 
+    def with_mask(self, history: History) -> History:
+        """Keep the last max_length - 1 events and put the mask, item V + 1, after each row's last."""
+        history = history.last(self.max_length - 1)
+        items = F.pad(history.items, (0, 1))  # [B, L + 1]
+        return History(items.scatter(1, history.lengths[:, None], self.n_items + 1))
+
     def encode_vectors(self, vectors: Tensor, history: History) -> Tensor:
         """Return `encode` with ``vectors`` [B, L, D] for the items' own; the mask keeps its vector."""
         masked = self.with_mask(history)
@@ -153,12 +159,6 @@ class BERT4Rec(Retriever):
         given = vectors.gather(1, at[..., None].expand_as(own))
         x = torch.where((masked.items == self.n_items + 1)[..., None], own, given)
         return self.read(masked, (masked.lengths - 1)[:, None], x)[:, 0]
-
-    def with_mask(self, history: History) -> History:
-        """Keep the last max_length - 1 events and put the mask, item V + 1, after each row's last."""
-        history = history.last(self.max_length - 1)
-        items = F.pad(history.items, (0, 1))  # [B, L + 1]
-        return History(items.scatter(1, history.lengths[:, None], self.n_items + 1))
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean of the objective over the masked positions: a scalar."""
