@@ -18,6 +18,7 @@ MODEL is one of: {names}
   ensuite train sasrec --data data/beauty --out runs/beauty --recipe recipes/sasrec/beauty.yaml --seed 2
   ensuite train sasrec --data data/ml --out runs/gsasrec --objective.loss gbce --objective.negatives 256
   ensuite train rearec --base hstu --data data/ml --out runs/rearec       # a wrapper around any retriever
+  ensuite train ada-retrieval --from runs/sasrec --data data/ml --out runs/ada   # from trained weights
   ensuite train sasrec --data data/ml --out runs/sasrec --resume          # after an interruption
   torchrun --nproc-per-node 2 -m ensuite train sasrec --data data/ml --out runs/two
 """
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> None:
         args.data,
         args.out,
         recipe=sections | {"seed": args.seed},
+        start_from=args.start_from,
         resume=args.resume,
         overwrite=args.overwrite,
         trackers=args.trackers,
@@ -71,6 +73,7 @@ def parse(name: str, argv: list[str]) -> Any:
     from ensuite.errors import EnsuiteError
     from ensuite.objectives import ObjectiveConfig
     from ensuite.training.config import TrainingConfig, read_recipe, resolve
+    from ensuite.training.start import start_values
 
     recipe, resuming = _early(argv, "--recipe"), _early(argv, "--out") if "--resume" in argv else None
     if resuming and (Path(resuming) / "config.yaml").exists():
@@ -81,10 +84,13 @@ def parse(name: str, argv: list[str]) -> Any:
     ]
     base = _early(argv, "--model.base")  # it decides which flags there are
     values = merge(values, {"model": {"base": base}}) if base else values
+    source = _early(argv, "--from")
+    if source and not resuming:
+        values = merge(start_values(name, Path(source), values), values)
     cls, config = resolve(name, values, where=where)
 
-    def field(kind: Any, text: str, **default: Any) -> tuple[Any, Any]:
-        return Annotated[kind, tyro.conf.arg(help=text)], dataclasses.field(**default)
+    def field(kind: Any, text: str, name: str | None = None, **default: Any) -> tuple[Any, Any]:
+        return Annotated[kind, tyro.conf.arg(name=name, help=text)], dataclasses.field(**default)
 
     fields = {
         "data": field(Path, "The dataset folder, made by `ensuite prepare`."),
@@ -93,6 +99,12 @@ def parse(name: str, argv: list[str]) -> Any:
             Path | None, "YAML file with sections model, objective, samples, training.", default=None
         ),
         "seed": field(int, "Seed of the weights, the order of samples and the dropout.", default=config.seed),
+        "start_from": field(
+            Path | None,
+            "A run of the same system, or of a wrapper's base, whose best weights training starts from.",
+            name="from",
+            default=None,
+        ),
         "resume": field(bool, "Go on with an interrupted run in --out.", default=False),
         "overwrite": field(bool, "Replace the run in --out.", default=False),
         "quiet": field(bool, "No progress bar.", default=False),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from ensuite.data.batches import Batch, History
 from ensuite.data.dataset import Events
 from ensuite.objectives import Objective
+
+if TYPE_CHECKING:
+    from ensuite.training.config import RunConfig
 
 BlockScorer = Callable[[int, int], Tensor]
 """``scores(first, last)`` gives the scores of item rows first..last-1 for every history: [B, last -
@@ -69,6 +72,26 @@ class Model(nn.Module):
     def defaults_for(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the recipe that is laid under the user's; ``values`` as for `config_for`."""
         return cls.defaults
+
+    @classmethod
+    def first_stage(cls, config: RunConfig) -> RunConfig | None:
+        """Return the run that is trained before the one of ``config``, which starts from its best weights;
+        None: there is none.
+
+        It is of the same system, or of one for which `part_from` gives a part.
+        """
+        return None
+
+    @classmethod
+    def settings_from(cls, model: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return the settings that go with the weights of another system, whose settings (and `name`)
+        ``model`` holds; None: this one cannot start from them."""
+        return None
+
+    def part_from(self, name: str) -> Model | None:
+        """Return the part that takes the weights of a run of system ``name``, another one; None: no part
+        does."""
+        return None
 
     @property
     def max_length(self) -> int:

@@ -113,9 +113,13 @@ class BERT4Rec(Retriever):
                 nn.init.trunc_normal_(module.weight, std=c.init_std, a=-2 * c.init_std, b=2 * c.init_std)
                 nn.init.zeros_(module.bias)
 
-    def embed(self, history: History) -> Tensor:
-        """Return item, position and token-type vectors, added and normalised: [B, L, D]."""
-        x = self.items(history.items)  # [B, L, D]
+    def input_vectors(self, items: Tensor) -> Tensor:
+        """Look up ``items`` [...] as they are before positions are added: [..., D]."""
+        return self.items(items)
+
+    def embed(self, history: History, vectors: Tensor | None = None) -> Tensor:
+        """Return item (or given), position and token-type vectors, added and normalised: [B, L, D]."""
+        x = self.input_vectors(history.items) if vectors is None else vectors
         if self.positions is not None:
             x = x + self.positions(history.positions, history.lengths)
         if self.token_type is not None:
@@ -129,9 +133,9 @@ class BERT4Rec(Retriever):
             x = block(x, x, mask)
         return self._head(x)
 
-    def read(self, history: History, index: Tensor) -> Tensor:
+    def read(self, history: History, index: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Encode only the positions ``index`` [B, M], the last block too: [B, M, D or D + 1]."""
-        x, mask = self.embed(history), history.mask
+        x, mask = self.embed(history, vectors), history.mask
         for block in self.blocks[:-1]:
             x = block(x, x, mask)
         asked = x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))  # [B, M, D]
@@ -167,6 +171,16 @@ class BERT4Rec(Retriever):
         history = history.last(self.max_length - 1)
         items = F.pad(history.items, (0, 1))  # [B, L + 1]
         return History(items.scatter(1, history.lengths[:, None], self.n_items + 1))
+
+    def encode_vectors(self, vectors: Tensor, history: History) -> Tensor:
+        """Return `encode` with ``vectors`` [B, L, D] for the items' own; the mask keeps its vector."""
+        masked = self.with_mask(history)
+        first = history.lengths - masked.lengths + 1  # [B], the first event that there is room for
+        at = (first[:, None] + masked.positions).clamp(max=vectors.shape[1] - 1)  # [B, L' + 1]
+        own = self.input_vectors(masked.items)
+        given = vectors.gather(1, at[..., None].expand_as(own))
+        x = torch.where((masked.items == self.n_items + 1)[..., None], own, given)
+        return self.read(masked, (masked.lengths - 1)[:, None], x)[:, 0]
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean of the objective over the masked positions: a scalar."""

@@ -169,13 +169,17 @@ class HSTU(Retriever):
             )
         return history.times, history.request_times if self.reads_request_time() else history.times
 
-    def embed(self, history: History) -> Tensor:
-        """Return the sum of item and position vectors: [B, L, D]."""
-        return self.embed_at(history.items, history.positions)
+    def input_vectors(self, items: Tensor) -> Tensor:
+        """Look up ``items`` [...] as they are before positions are added: [..., D]."""
+        return self.items(items) * self.config.dim**0.5
 
-    def embed_at(self, items: Tensor, positions: Tensor) -> Tensor:
+    def embed(self, history: History, vectors: Tensor | None = None) -> Tensor:
+        """Return the sum of item vectors (or ``vectors`` in their place) and position vectors: [B, L, D]."""
+        return self.embed_at(history.items, history.positions, vectors)
+
+    def embed_at(self, items: Tensor, positions: Tensor, vectors: Tensor | None = None) -> Tensor:
         """Return the first layer's input for ``items`` [B, L] at ``positions`` [1 or B, L]: [B, L, D]."""
-        x = self.items(items) * self.config.dim**0.5
+        x = self.input_vectors(items) if vectors is None else vectors
         if self.positions is not None:
             x = x + F.embedding(positions, self.positions.weight)
         return self.dropout(x)
@@ -185,9 +189,11 @@ class HSTU(Retriever):
         x = self.forward_dense(history) if dense else self.forward_ragged(history)
         return similar(x, self.config.similarity)
 
-    def forward_ragged(self, history: History, blocks: int | None = None) -> Tensor:
+    def forward_ragged(
+        self, history: History, blocks: int | None = None, vectors: Tensor | None = None
+    ) -> Tensor:
         """Run the first ``blocks`` layers (None = all) on real positions: [B, L, D], zero at padding."""
-        x, (times, queries) = self.embed(history), self.query_times(history)  # [B, L, D]
+        x, (times, queries) = self.embed(history, vectors), self.query_times(history)  # [B, L, D]
         real = history.mask.flatten().nonzero()[:, 0]  # [T]
         offsets = F.pad(history.lengths.cumsum(0), (1, 0))
         if times is not None and queries is not None:
@@ -198,9 +204,11 @@ class HSTU(Retriever):
             tokens = block.ragged(tokens, plan)
         return torch.zeros_like(x).flatten(0, 1).index_copy(0, real, tokens).view_as(x)
 
-    def forward_dense(self, history: History, blocks: int | None = None) -> Tensor:
+    def forward_dense(
+        self, history: History, blocks: int | None = None, vectors: Tensor | None = None
+    ) -> Tensor:
         """Run the first ``blocks`` layers (None = all) on padded sequences: [B, L, D]."""
-        x, (times, queries) = self.embed(history), self.query_times(history)
+        x, (times, queries) = self.embed(history, vectors), self.query_times(history)
         positions = history.positions  # [1, L]
         offsets = positions[:, :, None] - positions[:, None]  # [1, L, L]
         buckets = None if times is None or queries is None else time_buckets(queries, times)  # [B, L, L]
@@ -210,8 +218,12 @@ class HSTU(Retriever):
 
     def encode(self, history: History) -> Tensor:
         """Return the output after the last event, [B, D]; the last layer is computed there only."""
+        return self.encode_vectors(None, history)
+
+    def encode_vectors(self, vectors: Tensor | None, history: History) -> Tensor:
+        """Return the output after the last event, [B, D], with ``vectors`` [B, L, D] for the items' own."""
         run = self.forward_dense if history.items.is_cuda else self.forward_ragged
-        x, lengths = run(history, self.config.blocks - 1), history.lengths  # [B, L, D]
+        x, lengths = run(history, self.config.blocks - 1, vectors), history.lengths  # [B, L, D]
         times, queries = self.query_times(history)
         last = (lengths - 1)[:, None]  # [B, 1]
         newest = x.gather(1, last[..., None].expand(-1, -1, x.shape[-1]))  # [B, 1, D]

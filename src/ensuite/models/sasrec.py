@@ -121,11 +121,14 @@ class SASRec(Retriever):
         """The blocks, lowest first."""
         return cast("list[Block]", list(self.blocks))
 
-    def embed(self, history: History) -> Tensor:
-        """Return the sum of item and position vectors: [B, L, D]."""
-        x = self.items(history.items)  # [B, L, D]
-        if self.config.scale_input:
-            x = x * self.config.dim**0.5
+    def input_vectors(self, items: Tensor) -> Tensor:
+        """Look up ``items`` [...] as they are before positions are added: [..., D]."""
+        x = self.items(items)
+        return x * self.config.dim**0.5 if self.config.scale_input else x
+
+    def embed(self, history: History, vectors: Tensor | None = None) -> Tensor:
+        """Return the sum of item vectors (or ``vectors`` in their place) and position vectors: [B, L, D]."""
+        x = self.input_vectors(history.items) if vectors is None else vectors
         if self.positions is not None:
             x = x + self.positions(history.positions, history.lengths)
         return self.dropout(x)
@@ -139,7 +142,11 @@ class SASRec(Retriever):
     def encode(self, history: History) -> Tensor:
         """Return the output after the last event, [B, D]; the last block is computed at that position
         only."""
-        x, mask, lengths = self.embed(history), history.mask, history.lengths
+        return self.encode_vectors(None, history)
+
+    def encode_vectors(self, vectors: Tensor | None, history: History) -> Tensor:
+        """Return the output after the last event, [B, D], with ``vectors`` [B, L, D] for the items' own."""
+        x, mask, lengths = self.embed(history, vectors), history.mask, history.lengths
         for block in self.blocks[:-1]:
             x = block(x)
         last = last_positions(x, lengths)  # [B, 1, D]

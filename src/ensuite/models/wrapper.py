@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ensuite.config import config, merge
 from ensuite.errors import EnsuiteError
-from ensuite.models.base import Retriever
+from ensuite.models.base import Model, Retriever
 from ensuite.models.registry import load_model, model_names
 from ensuite.objectives import Objective
 
@@ -71,6 +71,17 @@ class Wrapper(Retriever):
             if section in base.defaults
         }
         return merge(kept, cls.defaults)
+
+    @classmethod
+    def settings_from(cls, model: Mapping[str, Any]) -> Mapping[str, Any]:
+        cls.base_class(model["name"])
+        return {
+            "base": model["name"],
+            "encoder": {key: value for key, value in model.items() if key != "name"},
+        }
+
+    def part_from(self, name: str) -> Model | None:
+        return self.base if name == self.config.base else None
 
     @property
     def max_length(self) -> int:

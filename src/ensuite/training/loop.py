@@ -31,6 +31,7 @@ from ensuite.training import checkpoint
 from ensuite.training.config import RunConfig, read_recipe, resolve
 from ensuite.training.progress import Display
 from ensuite.training.run import Run, build_card, load_run, read_card, write_text
+from ensuite.training.start import FIRST_STAGE, start, start_values
 from ensuite.training.trainer import StopTraining, Trainer
 
 __all__ = ["StopTraining", "train"]
@@ -46,13 +47,17 @@ def train(
     *,
     recipe: Mapping[str, Any] | str | Path | None = None,
     seed: int = 1,
+    start_from: str | os.PathLike[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     trackers: Sequence[str] = (),
     on_validation: Callable[[int, dict[str, float]], None] | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> Run:
     """Train a registered system on a dataset; return the run with its best weights.
+
+    A system that is trained in two stages (`Model.first_stage`) has the first one's run in the folder
+    ``out``/base; resumed, it goes on in the stage that was interrupted.
 
     Parameters
     ----------
@@ -65,6 +70,9 @@ def train(
     recipe
         Sections `model`, `objective`, `samples`, `training`, as a mapping or a YAML file; what it leaves out
         is default.
+    start_from
+        A run of the same system, or of a wrapper's base, from whose best weights training starts; its model's
+        settings hold where the ``recipe`` says nothing. There is then no first stage.
     resume
         Continue a run in ``out`` with the configuration saved there; of a ``recipe`` that differs from it,
         only what says when to stop is taken (`STOPPING`), the rest is refused.
@@ -73,10 +81,10 @@ def train(
     trackers
         Names of Accelerate's trackers ("tensorboard", "mlflow", "wandb"), beside metrics.jsonl.
     on_validation
-        Called with (epoch, metrics) after each validation; may raise `StopTraining`, or another exception to
-        abort.
+        Called with (epoch, metrics) after each validation (of a last stage only); may raise `StopTraining`,
+        or another exception to abort.
     progress
-        Show a progress bar and a line for each validation on the terminal.
+        Show a progress bar and a line for each validation on the terminal; a text stands before them.
 
     Raises
     ------
@@ -85,18 +93,30 @@ def train(
     """
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     out = Path(out)
+    source = None if start_from is None else Path(start_from)
+    begun = resume and (out / checkpoint.NAME).exists()
+    card: dict[str, Any] = {}
     if resume:
+        if source is not None:
+            raise EnsuiteError(f"{out}: has begun, and does not start from {source} (--from) when resumed")
         values, where = read_recipe(out / "config.yaml" if (out / "config.yaml").exists() else None)
         values = _resumed(values, read_recipe(recipe)[0], where)
-        if not (out / checkpoint.NAME).exists():
+        if (out / "card.json").exists():
+            card = read_card(out)
+        if not begun and "start" not in card:
             raise EnsuiteError(f"{out}: {checkpoint.NO_CHECKPOINT}")
-        if read_card(out)["data"]["fingerprint"] != dataset.fingerprint:
+        if card["data"]["fingerprint"] != dataset.fingerprint:
             raise EnsuiteError(
                 f"{out}: was trained on other data than {dataset.path}; resume with the same dataset"
             )
     else:
         values, where = read_recipe(recipe)
+        if source is not None:
+            values = merge(start_values(model, source, values), values)
     cls, config = resolve(model, values, seed, where)
+    first, source = _plan_start(cls, config, out, source, card)
+    if first is not None and not isinstance(progress, str):
+        progress = progress and f"stage 2 of 2 ({model}): "
     parse_metric(config.training.metric)
     audit(dataset)
     AcceleratorState._reset_state()  # a second training in this process may have another precision
@@ -115,18 +135,31 @@ def train(
             f"{dataset.path}: has no event times, which {model} reads; prepare it with a time column, or see "
             f"`ensuite models {model}` for the setting that turns them off"
         )
-    trainer = Trainer(
-        built, config, dataset, out, accelerator, Display(progress and main, out.name), on_validation
-    )
+    display = Display(bool(progress) and main, progress if isinstance(progress, str) else "")
+    trainer = Trainer(built, config, dataset, out, accelerator, display, on_validation)
+    origin: dict[str, Any] = {"run": FIRST_STAGE}
+    if source is not None and first is None and not begun:
+        origin = start(built, config, source, dataset)
     if main and not resume:  # only now: whatever was refused above has left the run before it untouched
         _claim(out, overwrite)
         write_text(out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
         shutil.copyfile(dataset.path / "items.parquet", out / "items.parquet")
-        write_text(
-            out / "card.json", json.dumps(build_card(built, config, dataset), indent=2, default=str) + "\n"
-        )
+        card = build_card(built, config, dataset) | ({} if source is None else {"start": origin})
+        write_text(out / "card.json", json.dumps(card, indent=2, default=str) + "\n")
     elif main:
         write_text(out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+        if not begun:
+            (out / "metrics.jsonl").unlink(missing_ok=True)  # of steps that no checkpoint holds
+    if first is not None and not begun:
+        accelerator.wait_for_everyone()
+        run = _first_stage(first, dataset, out / FIRST_STAGE, resume, trackers, bool(progress))
+        origin = start(built, config, run.path, dataset) | {
+            "run": FIRST_STAGE,
+            "train_seconds": run.card["train_seconds"],
+        }
+        if main:
+            card = read_card(out) | {"start": origin}
+            write_text(out / "card.json", json.dumps(card, indent=2, default=str) + "\n")
     if trackers:
         accelerator.init_trackers("ensuite", config={"run": str(out)})
     accelerator.wait_for_everyone()
@@ -134,11 +167,45 @@ def train(
         if isinstance(built, FittedModel):
             trainer.fit()
         else:
-            trainer.train(resume)
+            trainer.train(begun)
     if trackers:
         accelerator.end_training()
     accelerator.wait_for_everyone()
     return load_run(out)
+
+
+def _plan_start(
+    cls: type[Model], config: RunConfig, out: Path, source: Path | None, card: Mapping[str, Any]
+) -> tuple[RunConfig | None, Path | None]:
+    """Return the first stage, if there is one, and the run from whose weights training starts, if any.
+
+    ``source`` was asked for; ``card`` is that of a run to be resumed, which says how it began.
+    """
+    began = card.get("start", {}).get("run", FIRST_STAGE)
+    source = source if began == FIRST_STAGE else Path(began)
+    first = cls.first_stage(config) if source is None else None
+    return first, source if first is None else out / FIRST_STAGE
+
+
+def _first_stage(
+    config: RunConfig, dataset: Dataset, out: Path, resume: bool, trackers: Sequence[str], shown: bool
+) -> Run:
+    """Train the first stage, or what is left of it."""
+    if resume and (out / "card.json").exists():
+        ended = read_card(out).get("training", {}).get("ended", "stopped by SIG")
+        if not ended.startswith("stopped by SIG"):
+            return load_run(out)
+    begun = resume and (out / checkpoint.NAME).exists()
+    return train(
+        config.name,
+        dataset,
+        out,
+        recipe=None if begun else config.to_dict(),
+        resume=begun,
+        overwrite=resume,
+        trackers=trackers,
+        progress=shown and f"stage 1 of 2 ({config.name}): ",
+    )
 
 
 def _resumed(saved: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> dict[str, Any]:

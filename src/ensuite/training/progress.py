@@ -19,9 +19,10 @@ from rich.progress import (
 
 
 class Display:
-    """A progress bar on standard error; with ``shown=False`` it does nothing."""
+    """A progress bar on standard error, each line begun with ``name``; with ``shown=False`` it does
+    nothing."""
 
-    def __init__(self, shown: bool, name: str):
+    def __init__(self, shown: bool, name: str = ""):
         self.console = Console(stderr=True)
         self.shown, self.name = shown, name
         self.loss: float | None = None
@@ -60,7 +61,9 @@ class Display:
         """Begin a new bar: one for each epoch, `done` of its `steps` were done before an interruption."""
         for task in self.progress.task_ids:
             self.progress.remove_task(task)
-        self.progress.add_task(f"epoch {epoch + 1}/{epochs}", total=steps, completed=done, rate="", loss="-")
+        self.progress.add_task(
+            f"{self.name}epoch {epoch + 1}/{epochs}", total=steps, completed=done, rate="", loss="-"
+        )
         self._began, self._steps = time.perf_counter(), 0
 
     def advance(self, loss: float) -> None:
@@ -85,7 +88,7 @@ class Display:
             )
             loss = "" if self.loss is None else f"loss {self.loss:.4f}  "
             self.console.print(
-                f"epoch {epoch:>3}  {loss}validation {values}{'  [green]best[/]' if best else ''}",
+                f"{self.name}epoch {epoch:>3}  {loss}validation {values}{'  [green]best[/]' if best else ''}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -94,7 +97,8 @@ class Display:
         """Say why training ended and which weights were kept."""
         if self.shown and epochs:
             self.console.print(
-                f"{why} after {epochs} epochs, {seconds:,.0f} s; weights of epoch {best_epoch} kept",
+                f"{self.name}{why} after {epochs} epochs, {seconds:,.0f} s; "
+                f"weights of epoch {best_epoch} kept",
                 highlight=False,
                 soft_wrap=True,
             )

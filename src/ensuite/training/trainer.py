@@ -334,7 +334,8 @@ class Trainer:
             "steps": state.total_steps,
             f"best_{self.config.training.metric}": state.best if math.isfinite(state.best) else None,
         }
-        card["train_seconds"] = round(state.seconds, 3)
+        first_stage = card.get("start", {}).get("train_seconds", 0.0)
+        card["train_seconds"] = round(first_stage + state.seconds, 3)
         card["peak_memory_bytes"] = memory * (1 if sys.platform == "darwin" else 1024)
         card["processes"] = self.part[1]
         write_text(self.out / "card.json", json.dumps(card, indent=2, default=str) + "\n")
