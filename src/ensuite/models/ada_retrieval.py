@@ -45,7 +45,6 @@ from torch import Tensor, nn
 
 from ensuite.config import config
 from ensuite.data.batches import Batch, History
-from ensuite.data.dataset import Events
 from ensuite.data.samples import Kind
 from ensuite.errors import EnsuiteError
 from ensuite.models.base import BlockScorer, FromVectors
@@ -113,7 +112,10 @@ class AdaRetrieval(Wrapper):
     Config = AdaRetrievalConfig
     needs = FromVectors  # type: ignore[type-abstract]
     samples = ("prefixes", "last-position")  # type: ignore[assignment]
-    summary = "Several rounds of retrieval, each conditioned on what the rounds before returned"
+    summary = "Retrieval in rounds, each conditioned on what the rounds before it returned"
+    paper = "Li et al., AAAI 2024, arXiv:2401.06633"
+    family = "wrapper"
+    state = "in"
     paper = "Li et al., AAAI 2024, arXiv:2401.06633"
     family = "wrapper"
 
@@ -150,9 +152,6 @@ class AdaRetrieval(Wrapper):
                 training, epochs=c.base_epochs or training.epochs, lr=c.base_lr or training.lr
             ),
         )
-
-    def fit(self, events: Events) -> None:
-        self.base.fit(events)
 
     def forward(self, history: History) -> Tensor:
         """Encode every position as round 0 does: [B, L, D]."""

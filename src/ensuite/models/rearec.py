@@ -39,7 +39,6 @@ from torch import Tensor, nn
 
 from ensuite.config import config
 from ensuite.data.batches import Batch, History
-from ensuite.data.dataset import Events
 from ensuite.errors import EnsuiteError
 from ensuite.models.base import Stepwise
 from ensuite.models.wrapper import Wrapper, WrapperConfig
@@ -107,7 +106,10 @@ class ReaRec(Wrapper):
     Config = ReaRecConfig
     needs = Stepwise
     samples = ("prefixes", "last-position")  # type: ignore[assignment]
-    summary = "Latent reasoning steps after the history, around any encoder"
+    summary = "Latent reasoning: a retriever reads on from its own last state, K times"
+    paper = "Tang et al., 2025, arXiv:2503.22675"
+    family = "wrapper"
+    state = "in"
     paper = "Tang et al. 2025, arXiv:2503.22675"
     family = "wrapper"
     epoch: Tensor
@@ -134,9 +136,6 @@ class ReaRec(Wrapper):
         self.register_buffer("epoch", torch.tensor(0))
         self.step: int | None = None
         """Rank by the state after so many thoughts, 0 to K, in place of the method's own reading."""
-
-    def fit(self, events: Events) -> None:
-        self.base.fit(events)
 
     def start_epoch(self, epoch: int, batches: Iterable[Batch]) -> None:
         self.base.start_epoch(epoch, batches)

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ensuite.config import config, merge
+from ensuite.data.dataset import Events
 from ensuite.errors import EnsuiteError
 from ensuite.models.base import Model, Retriever
 from ensuite.models.registry import load_model, model_names
@@ -82,6 +83,9 @@ class Wrapper(Retriever):
 
     def part_from(self, name: str) -> Model | None:
         return self.base if name == self.config.base else None
+
+    def fit(self, events: Events) -> None:
+        self.base.fit(events)
 
     @property
     def max_length(self) -> int:
