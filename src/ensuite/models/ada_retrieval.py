@@ -116,8 +116,6 @@ class AdaRetrieval(Wrapper):
     paper = "Li et al., AAAI 2024, arXiv:2401.06633"
     family = "wrapper"
     state = "in"
-    paper = "Li et al., AAAI 2024, arXiv:2401.06633"
-    family = "wrapper"
 
     def __init__(self, config: AdaRetrievalConfig, n_items: int, objective: Objective | None = None):
         super().__init__(config, n_items, objective)

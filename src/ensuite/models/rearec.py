@@ -110,8 +110,6 @@ class ReaRec(Wrapper):
     paper = "Tang et al., 2025, arXiv:2503.22675"
     family = "wrapper"
     state = "in"
-    paper = "Tang et al. 2025, arXiv:2503.22675"
-    family = "wrapper"
     epoch: Tensor
 
     def __init__(self, config: Any, n_items: int, objective: Objective | None = None):
