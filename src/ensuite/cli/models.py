@@ -100,20 +100,18 @@ def _show_all(systems: list[dict[str, Any]]) -> None:
 
     table = Table(title="Systems", title_justify="left")
     for column in ("name", "what it is", "paper", "family", "state"):
-        table.add_column(column, no_wrap=column == "name", overflow="fold")
+        table.add_column(column, no_wrap=column in ("name", "state"), overflow="fold")
     for system in systems:
-        summary = escape(system["summary"]) + (
-            f" (package {system['package']})" if system["package"] != "ensuite" else ""
-        )
+        others = system["package"] != "ensuite"
         if system.get("broken"):
             table.add_row(system["name"], f"[red]{escape(system['summary'])}[/red]")
             continue
         table.add_row(
             system["name"],
-            summary,
+            escape(system["summary"]),
             escape(system["paper"].partition(", arXiv")[0]),
             escape(system["family"]),
-            escape(system["state"]),
+            f"package {escape(system['package'])}" if others else escape(system["state"]),
         )
     console = Console()
     console.print(table, highlight=False)
