@@ -34,8 +34,9 @@ class Arguments:
     """Dataset folder, when it has moved since the training."""
     phase: Literal["valid", "test"] = "test"
     """Which part of the split is asked for."""
-    metrics: tuple[str, ...] = ("ndcg@10", "hr@10", "mrr", "coverage@10", "novelty@10")
-    """The first decides the order; see `ensuite evaluate --help`."""
+    metrics: tuple[str, ...] = ()
+    """The first decides the order; see `ensuite evaluate --help`. Default: those of evaluate, coverage@10 and
+    novelty@10."""
     against: str | None = None
     """Name of the run that the others are tested against; default: the best."""
     request_time: bool = True
