@@ -212,12 +212,13 @@ class PISA(Retriever):
     # -- reading a history -------------------------------------------------------------------------
 
     def window(self, history: History, slots: int) -> Window:
-        """Lay the last ``slots`` sessions on a grid and compute the base levels when each begins, and when the
-        next one is asked for: R = ``slots`` + 1 moments."""
+        """Lay the last ``slots`` sessions (fewer, where no history has so many) on a grid and compute the base
+        levels when each begins, and when the next one is asked for: R = slots + 1 moments."""
         c = self.config
         items, mask = history.items, history.mask
         session, start = self._sessions(history)  # [B, L] each
         count = session.amax(1) + 1  # [B]
+        slots = min(slots, int(count.max()))
         lengths = count.clamp(max=slots)
         slot = torch.where(mask, session - (count - lengths)[:, None], -1)  # [B, L]
         place = history.positions - session_starts(session)  # position within the session: [B, L]

@@ -139,8 +139,8 @@ def partial_matching(vectors: Tensor) -> Tensor:
 
     ``vectors`` [..., N, D] are zero at padding.
     """
-    total = vectors.sum(-2, keepdim=True)  # [..., 1, D]
-    return (vectors * (total - vectors)).sum(-1)
+    alike = vectors @ vectors.mT  # [..., N, N]: cheaper than products of the size of the vectors
+    return alike.sum(-1) - alike.diagonal(dim1=-2, dim2=-1)
 
 
 def session_weights(parts: Tensor, gains: Tensor, flattening: float, mask: Tensor) -> Tensor:
