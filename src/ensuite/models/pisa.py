@@ -246,7 +246,11 @@ class PISA(Retriever):
         places = which.new_zeros(tracks.shape)
         places[at] = which[row, column]
         heard = level.gather(2, places) * (tracks > 0)
-        weights, best = level.topk(min(c.long_term, owners.shape[1]), dim=2)  # [B, R, K]
+        # Tracks of one session have one level. Of those the lower row comes first, whatever else a history holds:
+        # the bits of a positive float order as it does, and leave room for the item.
+        order = (level.view(torch.int32).long() << 31) - owners[:, None]
+        best = order.topk(min(c.long_term, owners.shape[1]), dim=2).indices  # [B, R, K]
+        weights = level.gather(2, best)
         long_items = owners[:, None].expand(-1, n_moments, -1).gather(2, best) * (weights > 0)
         return Window(tracks, lengths, heard, long_items, weights, slot)
 
