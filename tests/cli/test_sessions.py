@@ -13,11 +13,20 @@ import pytest
 from ensuite.data.act_r_logs import act_r_log
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
-SMALL = (
-    "--model.dim 16 --model.sessions 6 --model.session-length 8 --model.max-length 120 --model.blocks 1 "
-    "--training.batch-size 32 --training.lr 0.01 --quiet"
-).split()
-SPLIT = "--split sessions --held-sessions 1 2".split()
+SMALL = [
+    *(
+        "--model.dim",
+        "16",
+        "--model.sessions",
+        "6",
+        "--model.session-length",
+        "8",
+        "--model.max-length",
+        "120",
+    ),
+    *("--model.blocks", "1", "--training.batch-size", "32", "--training.lr", "0.01", "--quiet"),
+]
+SPLIT = ["--split", "sessions", "--held-sessions", "1", "2"]
 
 
 @pytest.fixture
@@ -33,7 +42,9 @@ def test_from_a_log_to_the_next_session(ensuite: Cli, tmp_path: Path, log: pl.Da
     assert "Split: sessions, targets: session" in said
     assert "sessions >= 2" in said
     ensuite("train", "pisa", "--data", "data", "--out", "runs/pisa", *SMALL, "--training.epochs", "4")
-    ensuite("train", "personal-repeat", "--data", "data", "--out", "runs/repeat", "--model.decay", "0", "--quiet")
+    ensuite(
+        "train", "personal-repeat", "--data", "data", "--out", "runs/repeat", "--model.decay", "0", "--quiet"
+    )
     for run in ("pisa", "repeat"):
         card = json.loads((tmp_path / "runs" / run / "card.json").read_text())
         assert card["protocol"]["exclude"] == "none"
@@ -47,7 +58,9 @@ def test_from_a_log_to_the_next_session(ensuite: Cli, tmp_path: Path, log: pl.Da
     curve = [json.loads(line) for line in (tmp_path / "runs/pisa/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in curve if line["kind"] == "train"]
     assert losses[-1] < losses[0]
-    again = ensuite("evaluate", "runs/pisa", "--phase", "valid", "--metrics", "ndcg@10", "--json", "valid.json")
+    again = ensuite(
+        "evaluate", "runs/pisa", "--phase", "valid", "--metrics", "ndcg@10", "--json", "valid.json"
+    )
     assert again.returncode == 0
     best = max(line["metrics"]["ndcg@10"] for line in curve if line["kind"] == "valid")
     value = json.loads((tmp_path / "valid.json").read_text())["metrics"]["ndcg@10"]
@@ -61,9 +74,12 @@ def test_a_users_next_session_may_repeat(ensuite: Cli, log: pl.DataFrame) -> Non
     answer = json.loads(ensuite("recommend", "run", "--user", "3", "--json").stdout)
     listened = set(log.filter(pl.col("user") == 3)["item"].to_list())
     assert listened & {int(item["item_id"]) for item in answer["items"]}
-    fresh = json.loads(ensuite("recommend", "run", "--user", "3", "--exclude", "seen", "--k", "5", "--json").stdout)
+    fresh = json.loads(
+        ensuite("recommend", "run", "--user", "3", "--exclude", "seen", "--k", "5", "--json").stdout
+    )
     assert not listened & {int(item["item_id"]) for item in fresh["items"]}
-    words = ["recommend", "run", "--history", "1", "2", "3", "--times", "1600000000", "1600000030", "1600000060"]
+    times = ["--times", "1600000000", "1600000030", "1600000060"]
+    words = ["recommend", "run", "--history", "1", "2", "3", *times]
     by_pause, one, two = (
         ensuite(*words, *rest, "--json").stdout
         for rest in ([], ["--sessions", "a", "a", "a"], ["--sessions", "a", "b", "b"])
@@ -90,7 +106,9 @@ def test_pisa_says_at_the_start_what_it_misses(ensuite: Cli, tmp_path: Path, log
     assert "heads = 3 does not divide" in refused.stderr
     refused = ensuite("prepare", "plain.csv", "--out", "none", *SPLIT, check=False)
     assert "--session-gap 20m" in refused.stderr
-    refused = ensuite("prepare", "log.csv", "--out", "none", "--split", "sessions", "--held-sessions", "9", "9", check=False)
+    refused = ensuite(
+        "prepare", "log.csv", "--out", "none", "--split", "sessions", "--held-sessions", "9", "9", check=False
+    )
     assert "needs users with at least one more" in refused.stderr
 
 

@@ -1,4 +1,4 @@
-"""Metrics of repeats and discoveries, against numbers worked out by hand, and the invariants of their sheet."""
+"""Metrics of repeats and discoveries, against numbers worked out by hand, and the sheet's invariants."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def test_parts_by_hand() -> None:
 
 
 def test_with_everything_known_rep_is_the_whole_and_exp_is_undefined() -> None:
-    everything = Events(np.array([0, 12]), np.array([12, 24]), np.tile(np.arange(1, 13, dtype=np.int32), 2), None, 1.0, 12)  # fmt: skip
+    heard = np.tile(np.arange(1, 13, dtype=np.int32), 2)
+    everything = Events(np.array([0, 12]), np.array([12, 24]), heard, None, 1.0, 12)
     found = ranks(train=everything)
     np.testing.assert_array_equal(per_case(found, "ndcg-rep@4"), per_case(found, "ndcg@4"))
     assert np.isnan(per_case(found, "ndcg-exp@4")).all()

@@ -1,5 +1,5 @@
-"""What PISA's sheet demands beyond the contract suite: memory, causality, losses, switches, and that the weights of
-a made-up memory are found again."""
+"""What PISA's sheet demands beyond the contract suite: memory, causality, losses, switches, and that the
+weights of a made-up memory are found again."""
 
 from __future__ import annotations
 
@@ -125,9 +125,7 @@ def test_weights_are_shares_and_follow_the_tracks() -> None:
     order = torch.tensor([4, 2, 0, 1, 3])
     torch.testing.assert_close(session_weights(parts[:, :1, order], gains, 0.5, mask[:1]), weights[:1, order])
     for even in (torch.zeros(3), torch.tensor([-1.0, -2.0, 0.0])):
-        torch.testing.assert_close(
-            session_weights(parts, even, 0.5, mask), mask / mask.sum(1, keepdim=True)
-        )
+        torch.testing.assert_close(session_weights(parts, even, 0.5, mask), mask / mask.sum(1, keepdim=True))
     assert torch.isfinite(session_weights(parts, gains, 0.5, torch.zeros(2, 5, dtype=torch.bool))).all()
 
 
@@ -209,7 +207,9 @@ def test_training_and_serving_agree() -> None:
         start = np.array([events.offsets[user]])
         whole = model.window(read_history(events, start, end), S + 1)
         grids = [whole.tracks, whole.heard, whole.long_items, whole.long_weights]
-        window = type(whole)(*[g[:, :-1] for g in grids[:1]], whole.lengths, *[g[:, :-1] for g in grids[1:]], whole.slot)
+        window = type(whole)(
+            *[g[:, :-1] for g in grids[:1]], whole.lengths, *[g[:, :-1] for g in grids[1:]], whole.slot
+        )
         vectors = model.session_vectors(window)
         out = model.run(window, vectors[:, :-1], whole.lengths - 1)
         trained = (out.fused + model.config.lambda_ls * out.long)[0, whole.lengths[0] - 2]
@@ -258,7 +258,9 @@ def test_only_sessions_asked_for_are_learnt() -> None:
     fewer = replace(some, targets=some.targets * last)
     assert not torch.isclose(model.loss(fewer), model.loss(some))
     moved = change_items(some.history, 1)
-    elsewhere = replace(fewer, history=replace(moved, items=torch.where(last, some.history.items, moved.items)))
+    elsewhere = replace(
+        fewer, history=replace(moved, items=torch.where(last, some.history.items, moved.items))
+    )
     assert not torch.isclose(model.loss(elsewhere), model.loss(fewer))  # what is read matters all the same
 
 
@@ -338,10 +340,24 @@ def recovered(weights: tuple[float, float, float], out: Any) -> np.ndarray:
     data = prepare(log.events, out=out, config=PrepareConfig(split="sessions", held_sessions=(1, 1)))
     loss = {"loss": "sampled-softmax", "negatives": 64, "share": "batch", "temperature": 0.1}
     torch.manual_seed(0)
-    only_gains: dict[str, Any] = {"blocks": 0, "long_term": 0, "lambda_task": 1.0, "lambda_pos": 0.0, "skip": False}
-    shape: dict[str, Any] = {"dim": 76, "sessions": 20, "flattening": 1.0, "initial_gain": 0.5, "init": "random"}
+    only_gains: dict[str, Any] = {
+        "blocks": 0,
+        "long_term": 0,
+        "lambda_task": 1.0,
+        "lambda_pos": 0.0,
+        "skip": False,
+    }
+    shape: dict[str, Any] = {
+        "dim": 76,
+        "sessions": 20,
+        "flattening": 1.0,
+        "initial_gain": 0.5,
+        "init": "random",
+    }
     model = PISA(
-        PISAConfig(**(only_gains | shape)), data.n_items, build_objective(ObjectiveConfig(**loss), data.n_items)
+        PISAConfig(**(only_gains | shape)),
+        data.n_items,
+        build_objective(ObjectiveConfig(**loss), data.n_items),
     )
     events = data.events("train")
     model.fit(events)
@@ -354,7 +370,9 @@ def recovered(weights: tuple[float, float, float], out: Any) -> np.ndarray:
         model.positions.weight.zero_()
     model.co_occurrence.keys = torch.from_numpy((together[0] + 1) * (len(ids) + 1) + together[1] + 1)
     model.co_occurrence.values = torch.full((len(together[0]),), 1 / 3)
-    samples = Samples(events, SamplesConfig(kind="sessions", stride=20), max_length=300, batch_size=120, seed=0)
+    samples = Samples(
+        events, SamplesConfig(kind="sessions", stride=20), max_length=300, batch_size=120, seed=0
+    )
     optimizer = torch.optim.Adam([model.gains], lr=0.1)
     for step in range(16):
         optimizer.zero_grad()

@@ -147,7 +147,9 @@ def test_loss_matches_the_formulas(n: int, legacy: bool, monkeypatch: pytest.Mon
     model, w = build(legacy_regression=legacy, lambda_task=0.6, lambda_pos=0.3, lambda_ls=0.4)
     negative = 11
     monkeypatch.setattr(
-        model.objective.sampler, "draw", lambda shape, targets: torch.full(shape, negative)  # type: ignore[union-attr]
+        model.objective.sampler,
+        "draw",
+        lambda shape, targets: torch.full(shape, negative),  # type: ignore[union-attr]
     )
     events = log()
     assert events.session is not None
@@ -159,7 +161,8 @@ def test_loss_matches_the_formulas(n: int, legacy: bool, monkeypatch: pytest.Mon
     z, long, _ = reference(w, read, asked, False)
     first = max(0, len(read) - S)
     own = [
-        session_vector(w, SESSIONS[k][1], base_level(SESSIONS[:k], SESSIONS[k][0])) for k in range(first + 1, n)
+        session_vector(w, SESSIONS[k][1], base_level(SESSIONS[:k], SESSIONS[k][0]))
+        for k in range(first + 1, n)
     ]
     items = w["items.weight"]
 

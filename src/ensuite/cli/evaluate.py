@@ -37,9 +37,9 @@ class Arguments:
     phase: Literal["valid", "test"] = "test"
     """Which part of the split is asked for."""
     metrics: tuple[str, ...] = ()
-    """ndcg, hr, recall, precision, map, mrr, coverage, gini, novelty, arp, popularity-lift, diversity; ndcg-rep,
-    ndcg-exp, recall-rep, recall-exp, rep-ratio, rep-bias; @ a cut-off. Default: ndcg@10 hr@10 mrr, of a sessions
-    split those of repeats too.
+    """ndcg, hr, recall, precision, map, mrr, coverage, gini, novelty, arp, popularity-lift, diversity;
+    ndcg-rep, ndcg-exp, recall-rep, recall-exp, rep-ratio, rep-bias; @ a cut-off. Default: ndcg@10 hr@10 mrr,
+    of a sessions split those of repeats too.
     """
     sampled: tuple[str, ...] = ()
     """Also among sampled candidates, to repeat published numbers: uniform-100, popularity-100."""
@@ -105,9 +105,7 @@ def main(argv: list[str]) -> None:
     if cohorts:
         _print_cohorts(console, cohorts, args.cohorts)
     if args.slices:
-        _print_slices(
-            console, result.slices(dataset, plain)
-        )
+        _print_slices(console, result.slices(dataset, plain))
     if args.json is not None:
         write_text(
             args.json,

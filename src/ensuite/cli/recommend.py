@@ -85,7 +85,9 @@ def main(argv: list[str]) -> None:
     run = load_run(arguments.run)
     recommender = Recommender.of(run)
     history = _history(arguments, run)
-    exclude: Any = None if not arguments.exclude else arguments.exclude[0] if arguments.exclude in {("seen",), ("none",)} else arguments.exclude
+    exclude: Any = arguments.exclude or None
+    if exclude in {("seen",), ("none",)}:
+        exclude = exclude[0]
     answer = recommender.recommend(
         history, arguments.k, exclude=exclude, candidates=arguments.candidates or None, at=arguments.at
     )

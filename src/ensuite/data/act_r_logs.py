@@ -1,9 +1,9 @@
-"""Listening logs made up by ACT-R, with known weights of its three parts: what a model of memory can be tested
-on.
+"""Listening logs made up by ACT-R, with known weights of its three parts: what a model of memory can be
+tested on.
 
-Tracks belong to groups of two independent kinds: companions, which are put on together, and styles, which sound
-alike. What a user plays next is retrieved from what was just played: each track of a new session is one of the
-session before, drawn by its activation, which is the weighted sum of
+Tracks belong to groups of two independent kinds: companions, which are put on together, and styles, which
+sound alike. What a user plays next is retrieved from what was just played: each track of a new session is
+one of the session before, drawn by its activation, which is the weighted sum of
 
     base level        how recently and often the user played it, sum (now - t)^-0.5 over earlier sessions
     spreading         how many of the session's other tracks are its companions
@@ -92,7 +92,8 @@ def act_r_log(
     for number in range(sessions):
         if number:
             weight = np.zeros((users, length))
-            for gain, part in zip(weights, _parts(session, now, played_at[:, :, : number - 1], company, style)):
+            before = played_at[:, :, : number - 1]
+            for gain, part in zip(weights, _parts(session, now, before, company, style)):
                 weight += gain * part / np.maximum(part.sum(1, keepdims=True), 1e-12)
             weight += 1e-6
             steps = np.cumsum(weight / weight.sum(1, keepdims=True), axis=1)

@@ -61,7 +61,7 @@ def _percentiles(values: np.ndarray) -> dict[str, int]:
 
 
 def _sessions(offsets: np.ndarray, session: np.ndarray, split: Split) -> dict[str, Any]:
-    """Sessions: how many, of what size, and in each phase. ``session`` [E] counts those of each user from 0."""
+    """Sessions: how many, of what size, in each phase; ``session`` [E] counts those of each user from 0."""
     lengths, starts = np.diff(offsets), np.asarray(offsets[:-1])
     count = session[np.asarray(offsets[1:]) - 1] + 1  # [U]
     first = np.repeat(np.cumsum(count) - count, lengths)
@@ -123,8 +123,8 @@ def _warnings(report: dict[str, Any], card: dict[str, Any]) -> list[str]:
         said.append("one user only: a model can be fitted, its scores say nothing")
     if card["split"].get("users_too_short"):
         said.append(
-            f"{card['split']['users_too_short']:,} users with fewer than {_needed(card['split'])} are trained "
-            "on and not evaluated"
+            f"{card['split']['users_too_short']:,} users with fewer than {_needed(card['split'])} are "
+            "trained on and not evaluated"
         )
     if (report["tie_share"] or 0) > 0.2:
         said.append(

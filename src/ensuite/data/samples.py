@@ -79,8 +79,8 @@ class Samples:
         self.user, self.start, self.end = make(events, config, max_length)
         if len(self.user) == 0:
             raise EnsuiteError(
-                f"no training sample: no user has the {_needed(config.kind)} that '{config.kind}' samples need; "
-                "prepare with fewer events held out, or with more data"
+                f"no training sample: no user has the {_needed(config.kind)} that '{config.kind}' samples "
+                "need; prepare with fewer events held out, or with more data"
             )
         self._order: tuple[int, list[np.ndarray]] = (-1, [])
 
@@ -180,8 +180,8 @@ def session_windows(
     """
     if events.session is None:
         raise EnsuiteError(
-            "'sessions' samples need a dataset that is cut into sessions: prepare it with --split sessions and "
-            "--session COLUMN, or --session-gap 20m"
+            "'sessions' samples need a dataset that is cut into sessions: prepare it with --split sessions "
+            "and --session COLUMN, or --session-gap 20m"
         )
     rows = events.rows()
     user = np.repeat(np.arange(len(events.offsets)), events.lengths)

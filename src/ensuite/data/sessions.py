@@ -18,6 +18,7 @@ from ensuite.data.side import event_column
 from ensuite.data.times import TICKS, parse_gap
 from ensuite.errors import EnsuiteError
 
+
 def begins(user: np.ndarray, key: np.ndarray) -> np.ndarray:
     """Mark the first event of each run of one user and one session ``key``: [N] bool.
 
@@ -114,8 +115,8 @@ def _by_column(events: Ordered, column: pl.Series | None) -> np.ndarray:
     pieces = pl.DataFrame({"user": events.user[mark], "session": codes[mark]})
     if len(again := pieces.is_duplicated().arg_true()):
         raise EnsuiteError(
-            f"--session: {pieces[again].n_unique():,} sessions are not in one piece: in order of time another "
-            f"session of the same user lies between their events (session {key.filter(mark)[again[0]]!r} is "
+            f"--session: {pieces[again].n_unique():,} sessions are not in one piece: in order of time "
+            f"another session of the same user lies between their events ({key.filter(mark)[again[0]]!r} is "
             "one); give sessions that do not overlap, or cut by pauses with --session-gap 20m"
         )
     return mark

@@ -56,15 +56,14 @@ class Evaluation:
         names = [name for name in names if parse_metric(name).base not in PARTED]
         return {name: {"cases": len(part), **compute_metrics(part, names)} for name, part in parts.items()}
 
-
-    def cohorts(
-        self, users: int, seeds: Sequence[int] = COHORT_SEEDS
-    ) -> dict[str, tuple[float, float]]:
-        """Return each metric's mean over random cohorts of ``users`` users, one for each seed, and its standard
-        deviation between them (the papers' protocol on logs too large to rank whole)."""
+    def cohorts(self, users: int, seeds: Sequence[int] = COHORT_SEEDS) -> dict[str, tuple[float, float]]:
+        """Return each metric's mean over random cohorts of ``users`` users, one for each seed, and its
+        standard deviation between them (the papers' protocol on logs too large to rank whole)."""
         everybody = np.unique(self.ranks.user)
         if not 1 <= users <= len(everybody):
-            raise EnsuiteError(f"cohorts of {users:,} users: {len(everybody):,} users have cases; ask for fewer")
+            raise EnsuiteError(
+                f"cohorts of {users:,} users: {len(everybody):,} users have cases; ask for fewer"
+            )
         wanted = [metric for metric in map(parse_metric, self.metrics) if metric.candidates == ALL_ITEMS]
         drawn = [np.random.default_rng(seed).choice(everybody, users, replace=False) for seed in seeds]
         parts = [self.ranks.take(np.isin(self.ranks.user, some)) for some in drawn]
@@ -82,7 +81,9 @@ class Evaluation:
 
 def default_metrics(dataset: Dataset) -> tuple[str, ...]:
     """Return what is measured when nothing is asked for: of a sessions split, repeats and discoveries too."""
-    return (*SESSION_METRICS, *SESSION_BEYOND) if dataset.card["split"]["kind"] == "sessions" else DEFAULT_METRICS
+    if dataset.card["split"]["kind"] == "sessions":
+        return (*SESSION_METRICS, *SESSION_BEYOND)
+    return DEFAULT_METRICS
 
 
 def evaluate(

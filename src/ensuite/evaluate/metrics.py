@@ -10,8 +10,8 @@ For a case whose targets have the ranks r, sorted, n of them:
     map@k        sum over r <= k of i / max(r, i), for the i-th smallest r, divided by min(n, k)
 
 With one target per case, hr and recall are the same. Metrics on sampled candidates carry the sampler's name:
-``ndcg@10/uniform-100``. ``ndcg-rep@k`` and the like look at part of the targets: `ensuite.evaluate.repeats`. The
-mean is over users: a user's cases (sessions, say) are averaged first.
+``ndcg@10/uniform-100``. ``ndcg-rep@k`` and the like look at part of the targets: `ensuite.evaluate.repeats`.
+The mean is over users: a user's cases (sessions, say) are averaged first.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Personal repeat: what the user heard most, and most recently, again; below all that, the popular items.
 
-The base level of ACT-R (Anderson et al. 2004) over the user's own history, ``a_v = sum (now - t)^-decay`` over
-the times t at which v was there: the row "ACT-R repeat" of PISA's tables (RecSys 2024), and with ``decay: 0``,
-a count, their "personal top". No training, and nothing new is ever found, so that what it scores is what
-repetition alone is worth. Measure it where repeats are right answers (a sessions split).
+The base level of ACT-R (Anderson et al. 2004) over the user's own history, ``a_v = sum (now - t)^-decay``
+over the times t at which v was there: the row "ACT-R repeat" of PISA's tables (RecSys 2024), and with
+``decay: 0``, a count, their "personal top". No training, and nothing new is ever found, so that what it
+scores is what repetition alone is worth. Measure it where repeats are right answers (a sessions split).
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 Salha-Galvan, Sguerra & Hennequin, RecSys 2024, https://arxiv.org/abs/2408.16578).
 
 The next **session** is asked for, a set of tracks most of which were heard before. Each session becomes one
-vector, the mean of its tracks' vectors weighted by how active they are in the user's memory (ACT-R: recency and
-frequency, co-occurrence, similarity); a causal Transformer reads the session vectors; what the user listens to
-in the long run is added. Official code: https://github.com/deezer/recsys24-pisa. Presets: recipes/pisa.
+vector, the mean of its tracks' vectors weighted by how active they are in the user's memory (ACT-R: recency
+and frequency, co-occurrence, similarity); a causal Transformer reads the session vectors; what the user
+listens to in the long run is added. Official code: https://github.com/deezer/recsys24-pisa. Presets:
+recipes/pisa.
 
 Needs a log with times, cut into sessions (`ensuite prepare --split sessions`).
 
@@ -14,8 +15,8 @@ What differs from the released code:
   weighed by what was heard before it, and the long term read when the next session begins
   (``legacy_time: true`` for the former). At test the release computes base levels once, at the first test
   session; here once for each session asked for, always.
-- **Losses.** It divides the session loss twice, which makes it vanish, and the track losses by all cells of the
-  batch, padding too; here both are means over what there is (``legacy_regression: true``).
+- **Losses.** It divides the session loss twice, which makes it vanish, and the track losses by all cells of
+  the batch, padding too; here both are means over what there is (``legacy_regression: true``).
 - **Co-occurrence** is counted on the training sessions alone, also for test.
 - **Item vectors** begin as the singular vectors of the training sessions' positive pointwise mutual
   information, of length 1, instead of Deezer's own vectors or a separate triplet training (``init: random``).
@@ -28,8 +29,9 @@ three track losses draw their negatives each for itself.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -102,8 +104,8 @@ class PISAConfig:
     init: Literal["ppmi-svd", "random"] = "ppmi-svd"
     """Item vectors at the start, of length 1: from co-occurrence in training sessions, or random."""
     legacy_time: bool = False
-    """Weigh every session of a window by base levels at the window's end, as the released code does (a leak in
-    training)."""
+    """Weigh every session of a window by base levels at the window's end, as the released code does (a leak
+    in training)."""
     legacy_regression: bool = False
     """Divide the losses as the released code does, which leaves nothing of the session loss."""
 
@@ -153,10 +155,10 @@ class PISA(Retriever):
     """Session Transformer over ACT-R weighted session vectors; score(v) = <z + lambda_ls lt, m_v>."""
 
     Config = PISAConfig
-    samples = ("sessions",)
+    samples: ClassVar[tuple[str, ...]] = ("sessions",)
     summary = "Next session: Transformer over sessions weighted by ACT-R (Tran et al. 2024)"
     causal = False  # over sessions it is; a track shares the output of its whole session
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         "objective": {"loss": "bpr", "negatives": 1, "sampler": "popularity", "popularity_power": 0.5},
         "samples": {"stride": 5},
         "training": {"batch_size": 512, "epochs": 100, "lr": 1e-3},
@@ -197,8 +199,8 @@ class PISA(Retriever):
         counts = self.co_occurrence.count(events, self.config.session_length)
         if not counts.nnz:
             raise EnsuiteError(
-                "pisa: every training session holds one item only, so nothing occurs together; prepare with a "
-                "longer --session-gap, or with --session-min 2"
+                "pisa: every training session holds one item only, so nothing occurs together; prepare with "
+                "a longer --session-gap, or with --session-min 2"
             )
         if self.config.init == "ppmi-svd":
             vectors = ppmi_vectors(counts, self.config.dim).to(self.items.weight.device)
@@ -212,8 +214,8 @@ class PISA(Retriever):
     # -- reading a history -------------------------------------------------------------------------
 
     def window(self, history: History, slots: int) -> Window:
-        """Lay the last ``slots`` sessions (fewer, where no history has so many) on a grid and compute the base
-        levels when each begins, and when the next one is asked for: R = slots + 1 moments."""
+        """Lay the last ``slots`` sessions (fewer, where no history has so many) on a grid and compute the
+        base levels when each begins, and when the next one is asked for: R = slots + 1 moments."""
         c = self.config
         items, mask = history.items, history.mask
         session, start = self._sessions(history)  # [B, L] each
@@ -234,7 +236,7 @@ class PISA(Retriever):
         first = inside & (place == 0)
         row_, column_ = first.nonzero(as_tuple=True)
         moment[row_, slot[row_, column_]] = start[row_, column_]
-        limit = torch.arange(n_moments, device=items.device)[None].expand(rows, -1)  # heard: slots before this
+        limit = torch.arange(n_moments, device=items.device)[None].expand(rows, -1)  # slots before it count
         if c.legacy_time:
             last = lengths[:, None]
             moment, limit = moment.gather(1, last).expand_as(moment), last.expand_as(limit)
@@ -246,8 +248,8 @@ class PISA(Retriever):
         places = which.new_zeros(tracks.shape)
         places[at] = which[row, column]
         heard = level.gather(2, places) * (tracks > 0)
-        # Tracks of one session have one level. Of those the lower row comes first, whatever else a history holds:
-        # the bits of a positive float order as it does, and leave room for the item.
+        # Tracks of one session have one level. Of those the lower row comes first, whatever else a history
+        # holds: the bits of a positive float order as it does, and leave room for the item.
         order = (level.view(torch.int32).long() << 31) - owners[:, None]
         best = order.topk(min(c.long_term, owners.shape[1]), dim=2).indices  # [B, R, K]
         weights = level.gather(2, best)
@@ -255,7 +257,7 @@ class PISA(Retriever):
         return Window(tracks, lengths, heard, long_items, weights, slot)
 
     def _sessions(self, history: History) -> tuple[Tensor, Tensor]:
-        """Return each event's session number (at padding the last one's) and when that session began: [B, L]."""
+        """Return each event's session number (at padding the last one's) and when it began: [B, L]."""
         if history.times is None:
             raise EnsuiteError("pisa reads times: give (item id, time) tuples")
         mask, times = history.mask, history.times
@@ -330,7 +332,7 @@ class PISA(Retriever):
     # -- training ----------------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the sum of the track losses and the session loss over the sessions with targets: a scalar."""
+        """Return the track losses and the session loss of the sessions with targets, summed: a scalar."""
         if self.objective is None:
             raise RuntimeError("this model was built to score only: no objective was given")
         c = self.config
@@ -377,7 +379,7 @@ def _without_request(window: Window) -> Window:
 
 
 def _bags(items: Tensor, weights: Tensor, table: Tensor) -> Tensor:
-    """Return the weighted sums of ``table`` [V + 1, D] over the bags ``items`` [M, N], 0 = padding: [M, D]."""
+    """Return weighted sums of ``table`` [V + 1, D] over the bags ``items`` [M, N], 0 = padding: [M, D]."""
     return F.embedding_bag(items, table, per_sample_weights=weights, mode="sum", padding_idx=0)
 
 

@@ -1,7 +1,7 @@
 """ACT-R's declarative memory (Anderson et al. 2004) over items: how active each is in a user's mind.
 
-Three parts, as PISA reads them (RecSys 2024, section 4.1): the base level (how recently and how often), spreading
-(what occurs together with the session's other items), partial matching (what is like them).
+Three parts, as PISA reads them (RecSys 2024, section 4.1): the base level (how recently and how often),
+spreading (what occurs together with the session's other items), partial matching (what is like them).
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ FLOOR = 1e-8
 
 
 def decay(seconds: Tensor, exponent: float) -> Tensor:
-    """Return what a listen ``seconds`` ago (any shape) still adds to the base level: ``seconds ** -exponent``,
-    float32.
+    """Return what a listen ``seconds`` ago adds to the base level, ``seconds ** -exponent``: float32.
 
     Less than a second counts as one: the formula has no value at 0.
     """
@@ -59,15 +58,16 @@ def base_level(slots: Tensor, n_slots: int, listens: Tensor) -> Tensor:
 
     Returns
     -------
-    The activation ``a`` of each slot, not its logarithm: [B, R, U]. The softmax of ``ln a`` over all that a user
-    ever heard is ``a`` over its sum, so the logarithm is never taken.
+    The activation ``a`` of each slot, not its logarithm: [B, R, U]. The softmax of ``ln a`` over all that a
+    user ever heard is ``a`` over its sum, so the logarithm is never taken.
     """
     table = listens.new_zeros(*listens.shape[:2], n_slots)
     return table.scatter_add_(2, slots[:, None].expand_as(listens), listens)
 
 
 class CoOccurrence(nn.Module):
-    """How often items share a session: ``C = D^-1/2 F D^-1/2``, F the counts with a zero diagonal, D their sums.
+    """How often items share a session: ``C = D^-1/2 F D^-1/2``, F the counts with a zero diagonal, D their
+    sums.
 
     Sparse: the pairs (v, w), v < w, that occur, as sorted keys ``v * (V + 1) + w``.
     """
@@ -82,8 +82,8 @@ class CoOccurrence(nn.Module):
         self.register_buffer("values", torch.zeros(0))
 
     def count(self, events: Events, first: int) -> sp.csr_matrix:
-        """Count the sessions of ``events`` (a training view), the ``first`` items of each; return the counts F,
-        [V + 1, V + 1], of which `spread` keeps what it reads."""
+        """Count the sessions of ``events`` (a training view), the ``first`` items of each: F, [V + 1, V + 1].
+        What `spread` reads is kept."""
         assert events.session is not None
         rows = events.rows()
         user = np.repeat(np.arange(len(events.offsets)), events.lengths)
@@ -107,7 +107,7 @@ class CoOccurrence(nn.Module):
         return counts
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return C[a, b] for item rows of any one shape; 0 for pairs that never shared a session, and a = b."""
+        """Return C[a, b] for item rows of any one shape; 0 for pairs that never shared a session."""
         if not len(self.keys):
             return torch.zeros(a.shape, device=a.device)
         key = torch.minimum(a, b) * (self.n_items + 1) + torch.maximum(a, b)
@@ -135,7 +135,7 @@ class CoOccurrence(nn.Module):
 
 
 def partial_matching(vectors: Tensor) -> Tensor:
-    """Return how like each vector is to the others of its session, ``sum over w != v of <m_v, m_w>``: [..., N].
+    """Return how like each vector is to its session's others, ``sum over w != v of <m_v, m_w>``: [..., N].
 
     ``vectors`` [..., N, D] are zero at padding.
     """

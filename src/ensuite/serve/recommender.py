@@ -108,8 +108,9 @@ class Recommender:
         history
             Item ids, oldest first, or tuples (item id, time) or (item id, time, session), which are put in
             order of time; a list of such lists for many users. A session is any value that its events share;
-            models of sessions cut by pauses where none is given. Times are datetimes, ISO texts or numbers in the dataset's unit. Items that
-            the model does not know are left out, and named in the answer's ``unknown``.
+            models of sessions cut by pauses where none is given. Times are datetimes, ISO texts or numbers
+            in the dataset's unit. Items that the model does not know are left out, and named in the answer's
+            ``unknown``.
         k
             How many items.
         exclude
@@ -250,7 +251,7 @@ class Recommender:
         sessions = None
         if keys[0] is not None:
             sessions = torch.zeros_like(items)
-            for row, one in enumerate(keys):
+            for row, one in enumerate(key for key in keys if key is not None):
                 changes = [int(a != b) for a, b in pairwise(one)]
                 sessions[row, : len(one)] = torch.tensor([0, *accumulate(changes)])
         timed = [times for _, times in cut if times is not None]
@@ -310,8 +311,9 @@ class Recommender:
 
 
 def user_history(dataset: Dataset, user_id: Any, *, before: When | None = None) -> list[Any]:
-    """Return all events of a user of a dataset, as `Recommender.recommend` takes them: (item id, time, session)
-    or (item id, time) as far as the dataset has them, or item ids alone. With ``before``, only events earlier than that.
+    """Return all events of a user of a dataset, as `Recommender.recommend` takes them: (item id, time,
+    session) or (item id, time) as far as the dataset has them, or item ids alone. With ``before``, only
+    events earlier than that.
 
     Raises
     ------
