@@ -395,6 +395,34 @@ def test_the_weights_of_a_made_up_memory_are_found_again(tmp_path: Any) -> None:
     assert shares[0] > shares[1] > shares[2]
 
 
+def test_it_learns_which_session_follows_which() -> None:
+    """Users walk round a cycle of six clubs of four tracks, a session in each. The last club never comes next, so
+    the two paths that bring back what was just heard, skip and long term, are closed."""
+    rng = np.random.default_rng(0)
+    clubs = [(rng.integers(6) + np.arange(10)) % 6 for _ in range(60)]
+    items = np.concatenate([4 * club + rng.permutation(4)[:3] + 1 for own in clubs for club in own])
+    session = np.tile(np.repeat(np.arange(10), 3), 60)
+    ends = 30 * np.arange(1, 61)
+    events = Events(ends - 30, ends, items.astype(np.int32), session * 90_000, 1.0, V, session)
+    model = build(
+        replace(events, ends=ends - 3), dim=32, sessions=9, skip=False, lambda_ls=0.0, lambda_pos=0.1
+    )
+    samples = Samples(
+        replace(events, ends=ends - 3), SamplesConfig(kind="sessions"), max_length=60, batch_size=60, seed=0
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for step in range(50):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        model.loss(samples.batch(step, 0)).backward()
+        optimizer.step()
+    history = read_history(events, ends - 30, ends - 3, session[ends - 3] * 90_000)
+    with torch.no_grad():
+        best = model.scorer(history, model.catalogue())(1, V + 1).topk(3).indices  # item row - 1
+    right = (best // 4).numpy() == np.array([own[9] for own in clubs])[:, None]
+    assert right.mean() > 0.9
+
+
 # -- what is refused -------------------------------------------------------------------------------
 
 

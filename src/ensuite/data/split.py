@@ -106,8 +106,8 @@ def last_sessions(
     if not long.any():
         raise EnsuiteError(
             f"--split sessions holds out {valid} + {test} sessions and needs users with at least one more, "
-            f"the most of {len(lengths):,} users has {count.max(initial=0)}; take a longer log, fewer filters, "
-            "a shorter --session-gap, or smaller --held-sessions"
+            f"the most of {len(lengths):,} users has {count.max(initial=0)}; take a longer log, fewer "
+            "filters, a shorter --session-gap, or smaller --held-sessions"
         )
     ends = []
     after = np.cumsum(count)[long]  # past each user's last session, among all sessions
