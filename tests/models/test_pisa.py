@@ -396,8 +396,8 @@ def test_the_weights_of_a_made_up_memory_are_found_again(tmp_path: Any) -> None:
 
 
 def test_it_learns_which_session_follows_which() -> None:
-    """Users walk round a cycle of six clubs of four tracks, a session in each. The last club never comes next, so
-    the two paths that bring back what was just heard, skip and long term, are closed."""
+    """Users walk round a cycle of six clubs of four tracks, a session in each. No club comes twice in a row,
+    so the two paths that bring back what was just heard, skip and long term, are closed."""
     rng = np.random.default_rng(0)
     clubs = [(rng.integers(6) + np.arange(10)) % 6 for _ in range(60)]
     items = np.concatenate([4 * club + rng.permutation(4)[:3] + 1 for own in clubs for club in own])
