@@ -51,13 +51,14 @@ def small_values(cls: type) -> dict[str, object]:
 
 @cache
 def made_up_log(seed: int = 0) -> Events:
-    """Users of 3 to 20 events among 50 items, with ties in time."""
+    """Users of 3 to 20 events among 50 items, with ties in time; those of one time are a session."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(3, 21, N_USERS)
     ends = lengths.cumsum()
     items = rng.integers(1, N_ITEMS + 1, ends[-1]).astype(np.int32)
     time = 1_600_000_000 + np.concatenate([rng.integers(0, 3, n).cumsum() * 40_000 for n in lengths])
-    return Events(ends - lengths, ends, items, time, 1.0, N_ITEMS)
+    session = np.concatenate([np.unique(part, return_inverse=True)[1] for part in np.split(time, ends[:-1])])
+    return Events(ends - lengths, ends, items, time, 1.0, N_ITEMS, session)
 
 
 def made_up_dataset(path: Path) -> Dataset:
@@ -72,7 +73,7 @@ def made_up_dataset(path: Path) -> Dataset:
         split=Split(lengths - 2, lengths - 1, lengths),
         items=pl.DataFrame({"item_id": [f"i{n:02}" for n in range(1, N_ITEMS + 1)]}),
         users=pl.DataFrame({"user_id": np.arange(N_USERS)}),
-        columns={},
+        columns={"session": events.session},
         card={"time_unit": "s", "split": {"kind": "leave-one-out", "targets": "next"}},
     )
 
@@ -130,4 +131,5 @@ def pick(history: History, rows: list[int], width: int | None = None) -> History
         more = 0 if width is None else width - values.shape[1]
         return torch.nn.functional.pad(values[rows], (0, more))
 
-    return History(cut(history.items), cut(history.times), cut(history.request_times))  # type: ignore[arg-type]
+    fields = (history.items, history.times, history.request_times, history.sessions)
+    return History(*map(cut, fields))  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from ensuite.data.dataset import Events
 from ensuite.errors import EnsuiteError
 from ensuite.models.item_knn import ItemKNN, ItemKNNConfig
 from ensuite.models.markov import Markov, MarkovConfig
+from ensuite.models.personal_repeat import PersonalRepeat, PersonalRepeatConfig
 from ensuite.models.popularity import Popularity, PopularityConfig
 from ensuite.models.recency import Recency, RecencyConfig
 
@@ -208,3 +209,31 @@ def test_an_unfitted_table_says_so(cls):
 def test_values_without_meaning_are_refused(config, values):
     with pytest.raises(ValueError, match=next(iter(values))):
         config(**values)
+
+
+def test_personal_repeat_sums_what_each_listen_left():
+    events = make_events([[1, 2, 4, 4]], 5, [0, 0, 0, 0])
+    history = History(
+        torch.tensor([[2, 3, 2, 0], [5, 0, 0, 0]]),
+        torch.tensor([[0, 96, 84, 0], [7, 0, 0, 0]]),
+        torch.tensor([[96, 84, 100, 0], [7, 0, 0, 0]]),
+    )
+    two, three = 100**-0.5 + 16**-0.5, 4**-0.5
+    first, second = scores(fitted(PersonalRepeat, events), history)
+    assert first[1:3] == pytest.approx([two / (two + three), three / (two + three)])
+    # never heard: below, by popularity (1, 1, 0, 2, 0 training events)
+    assert 0 > first[3] > first[0] > first[4]
+    assert second[4] == 1.0  # asked for at the moment of the listen itself: no division by zero
+    frequency = fitted(PersonalRepeat, events, decay=0)
+    assert not frequency.needs_times()
+    assert scores(frequency, History(history.items))[0][1:3] == pytest.approx([2 / 3, 1 / 3])
+    assert scores(fitted(PersonalRepeat, events, max_length=1, decay=0), histories([2, 3]))[0][2] == 1.0
+
+
+def test_personal_repeat_prefers_the_recent_as_the_exponent_grows():
+    events = make_events([[1, 2, 3]], 3, [0, 0, 0])
+    history = History(*(torch.tensor([row]) for row in ([1, 1, 2], [0, 10, 900], [10, 900, 1000])))
+    orders = [np.argmax(scores(fitted(PersonalRepeat, events, decay=d), history)[0]) for d in (0.0, 0.1, 1.0)]
+    assert orders == [0, 0, 1]
+    with pytest.raises(ValueError, match="decay = -1"):
+        PersonalRepeatConfig(decay=-1)

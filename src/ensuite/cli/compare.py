@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +16,8 @@ from ensuite.cli.evaluate import Bar, pick_device
 
 if TYPE_CHECKING:
     from ensuite.evaluate.compare import Comparison, Row
+
+COLUMNS = 3  # metrics that stand beside each other on a narrow terminal
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,9 @@ class Arguments:
     """Dataset folder, when it has moved since the training."""
     phase: Literal["valid", "test"] = "test"
     """Which part of the split is asked for."""
-    metrics: tuple[str, ...] = ("ndcg@10", "hr@10", "mrr", "coverage@10", "novelty@10")
-    """The first decides the order; see `ensuite evaluate --help`."""
+    metrics: tuple[str, ...] = ()
+    """The first decides the order; see `ensuite evaluate --help`. Default: those of evaluate, coverage@10 and
+    novelty@10."""
     against: str | None = None
     """Name of the run that the others are tested against; default: the best."""
     request_time: bool = True
@@ -128,32 +132,51 @@ def print_table(console: Console, result: Comparison) -> None:
     """Print quality, then cost; what cannot be told from the reference is bold."""
     from ensuite.evaluate.report import tables
 
-    quality = Table("run", title=escape(tables.title(result)), title_justify="left")
-    for name in result.metrics:
-        quality.add_column(name, justify="right", no_wrap=True)
-    quality.add_column(f"against {escape(result.reference)}", justify="right")
+    for at in range(0, len(result.metrics), COLUMNS):
+        console.print(_quality(result, result.metrics[at : at + COLUMNS], first=at == 0))
+    beyond = result.beyond if len(result.beyond) <= COLUMNS else ()  # else in a table of their own
+    if not beyond and result.beyond:
+        lists = Table("run", title="Of the lists", title_justify="left")
+        for name in result.beyond:
+            lists.add_column(name, justify="right")
+        for row in result.rows:
+            lists.add_row(escape(row.name), *(tables.score(value) for value in row.beyond.values()))
+        console.print(lists)
     costs = Table("run", title="What it takes", title_justify="left")
-    for name in (*result.beyond, "training", "scoring", "params", "memory"):
+    for name in (*beyond, "training", "scoring", "params", "memory"):
         costs.add_column(name, justify="right")
     for row in result.rows:
-        cells = [escape(row.name) + ("\n[dim]reads request time[/]" if row.request_time else "")]
-        for name, value in row.metrics.items():
-            level = tables.verdict(result, row, name) in ("reference", "level")
-            shown = f"[bold]{tables.score(value.mean)}[/]" if level else tables.score(value.mean)
-            cells.append(f"{shown}\n[dim]{tables.interval(value)}[/]")
-        quality.add_row(*cells, _against(result, row))
         costs.add_row(
             escape(row.name),
-            *(tables.score(value) for value in row.beyond.values()),
+            *(tables.score(row.beyond[name]) for name in beyond),
             tables.seconds(row.train_seconds),
             tables.seconds(row.seconds),
             tables.count(row.parameters),
             tables.memory(row.memory),
         )
-    console.print(quality)
     console.print(costs)
     for note in tables.notes(result)[1:-1]:
         console.print(f"[dim]{escape(note.replace('**', ''))}[/]", highlight=False)
+
+
+def _quality(result: Comparison, metrics: Sequence[str], first: bool) -> Table:
+    """Make the table of some of the metrics; the first also holds the test against the reference."""
+    from ensuite.evaluate.report import tables
+
+    quality = Table("run", title=escape(tables.title(result)) if first else None, title_justify="left")
+    for name in metrics:
+        quality.add_column(name, justify="right", no_wrap=True)
+    if first:
+        quality.add_column(f"against {escape(result.reference)}", justify="right")
+    for row in result.rows:
+        cells = [escape(row.name) + ("\n[dim]reads request time[/]" if row.request_time else "")]
+        for name in metrics:
+            value = row.metrics[name]
+            level = tables.verdict(result, row, name) in ("reference", "level")
+            shown = f"[bold]{tables.score(value.mean)}[/]" if level else tables.score(value.mean)
+            cells.append(f"{shown}\n[dim]{tables.interval(value)}[/]")
+        quality.add_row(*cells, *([_against(result, row)] if first else []))
+    return quality
 
 
 def _against(result: Comparison, row: Row) -> str:

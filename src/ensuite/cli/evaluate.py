@@ -36,12 +36,15 @@ class Arguments:
     """Dataset folder, when it has moved since the training."""
     phase: Literal["valid", "test"] = "test"
     """Which part of the split is asked for."""
-    metrics: tuple[str, ...] = ("ndcg@10", "hr@10", "mrr")
-    """ndcg, hr, recall, precision, map, mrr, coverage, gini, novelty, arp, popularity-lift, diversity; @ a
-    cut-off.
+    metrics: tuple[str, ...] = ()
+    """ndcg, hr, recall, precision, map, mrr, coverage, gini, novelty, arp, popularity-lift, diversity;
+    ndcg-rep, ndcg-exp, recall-rep, recall-exp, rep-ratio, rep-bias; @ a cut-off. Default: ndcg@10 hr@10 mrr,
+    of a sessions split those of repeats too.
     """
     sampled: tuple[str, ...] = ()
     """Also among sampled candidates, to repeat published numbers: uniform-100, popularity-100."""
+    cohorts: int = 0
+    """Also over 5 random cohorts of so many users: mean and deviation between them."""
     slices: bool = False
     """Also for head and tail items, short and long histories, cold items and users."""
     exclude: Literal["seen", "none"] | None = None
@@ -65,17 +68,18 @@ class Arguments:
 def main(argv: list[str]) -> None:
     """Evaluate one run and print its table; under torchrun the processes share the users."""
     args = tyro.cli(Arguments, args=argv, prog="ensuite evaluate")
-    from ensuite.evaluate.evaluate import evaluate
-    from ensuite.evaluate.metrics import parse_metric
+    from ensuite.evaluate.evaluate import default_metrics, evaluate
+    from ensuite.evaluate.metrics import ACCURACY, parse_metric
     from ensuite.training.run import load_run
 
-    wanted = [
-        *args.metrics,
-        *(f"{m}/{s}" for s in args.sampled for m in args.metrics if not parse_metric(m).beyond),
-    ]
+    for name in args.metrics:
+        parse_metric(name)
     run = load_run(args.run)
     dataset = run.dataset(args.data)
-    exclude = args.exclude or run.card.get("protocol", {}).get("exclude", "seen")
+    metrics = args.metrics or default_metrics(dataset)
+    plain = [m for m in metrics if parse_metric(m).base in ACCURACY]
+    wanted = [*metrics, *(f"{m}/{s}" for s in args.sampled for m in plain)]
+    exclude = args.exclude or run.card.get("protocol", {}).get("exclude", dataset.exclude)
     with Processes() as rank:
         device = pick_device(args.device)
         with Bar(shown=rank == 0) as bar:
@@ -97,13 +101,21 @@ def main(argv: list[str]) -> None:
     card = describe(run.card, result, dataset, exclude, args)
     console = Console()
     _print(console, run.name, result, args.seed)
+    cohorts = result.cohorts(args.cohorts) if args.cohorts else {}
+    if cohorts:
+        _print_cohorts(console, cohorts, args.cohorts)
     if args.slices:
-        _print_slices(
-            console, result.slices(dataset, [m for m in args.metrics if not parse_metric(m).beyond])
-        )
+        _print_slices(console, result.slices(dataset, plain))
     if args.json is not None:
         write_text(
-            args.json, json.dumps({"metrics": result.metrics, "card": card}, indent=2, default=str) + "\n"
+            args.json,
+            json.dumps(
+                {"metrics": known(result.metrics), "card": card}
+                | ({"cohorts": {name: list(pair) for name, pair in cohorts.items()}} if cohorts else {}),
+                indent=2,
+                default=str,
+            )
+            + "\n",
         )
         console.print(f"Written: {args.json}", highlight=False)
     beside = args.run.parent
@@ -151,6 +163,22 @@ def _print(console: Console, name: str, result: Evaluation, seed: int) -> None:
     if ranks.unreachable:
         parts.append(f"{ranks.unreachable:,} targets left out by the rule (seen before, or never scored)")
     console.print(f"[dim]{'; '.join(parts)}[/]", highlight=False, soft_wrap=True)
+
+
+def known(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Return the metrics with None, which JSON has, for NaN, which it has not."""
+    return {name: None if value != value else value for name, value in metrics.items()}
+
+
+def _print_cohorts(console: Console, cohorts: dict[str, tuple[float, float]], users: int) -> None:
+    from ensuite.evaluate.report.tables import score
+
+    table = Table("metric", title=f"Random cohorts of {users:,} users", title_justify="left")
+    table.add_column("mean", justify="right")
+    table.add_column("deviation", justify="right")
+    for name, (mean, deviation) in cohorts.items():
+        table.add_row(name, score(mean), score(deviation))
+    console.print(table)
 
 
 def _print_slices(console: Console, slices: dict[str, dict[str, float]]) -> None:

@@ -40,10 +40,13 @@ class Arguments:
     """Instead of --history: a user of the dataset, with all their events."""
     times: tuple[str, ...] = ()
     """When each item of --history happened: ISO text, or a number in the dataset's unit."""
+    sessions: tuple[str, ...] = ()
+    """Session of each item of --history, with --times; default: models of sessions cut by pauses."""
     k: int = 10
     """How many items."""
-    exclude: tuple[str, ...] = ("seen",)
-    """seen (the history's own items), none, or the ids of items not to recommend."""
+    exclude: tuple[str, ...] = ()
+    """seen (the history's own items), none, or the ids of items not to recommend; default: as the run was
+    measured, seen but for a sessions split."""
     candidates: tuple[str, ...] = ()
     """Choose among these item ids only."""
     at: str | None = None
@@ -74,10 +77,17 @@ def main(argv: list[str]) -> None:
         raise EnsuiteError(
             f"{len(arguments.times)} --times for {len(arguments.history)} items of --history: one for each"
         )
+    if arguments.sessions and not len(arguments.sessions) == len(arguments.times) == len(arguments.history):
+        raise EnsuiteError(
+            f"{len(arguments.sessions)} --sessions for {len(arguments.history)} items of --history with "
+            f"{len(arguments.times)} --times: one of each for each item"
+        )
     run = load_run(arguments.run)
     recommender = Recommender.of(run)
     history = _history(arguments, run)
-    exclude: Any = arguments.exclude[0] if arguments.exclude in {("seen",), ("none",)} else arguments.exclude
+    exclude: Any = arguments.exclude or None
+    if exclude in {("seen",), ("none",)}:
+        exclude = exclude[0]
     answer = recommender.recommend(
         history, arguments.k, exclude=exclude, candidates=arguments.candidates or None, at=arguments.at
     )
@@ -95,6 +105,8 @@ def _history(arguments: Arguments, run: Any) -> list[Any]:
     from ensuite.serve.recommender import user_history
 
     if arguments.user is None:
+        if arguments.sessions:
+            return list(zip(arguments.history, arguments.times, arguments.sessions))
         return list(zip(arguments.history, arguments.times) if arguments.times else arguments.history)
     dataset = run.dataset() if arguments.data is None else Dataset.open(arguments.data)
     return user_history(dataset, arguments.user, before=arguments.at)

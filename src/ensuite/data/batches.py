@@ -24,11 +24,14 @@ class History:
     ``times`` and ``request_times`` are int64 seconds or None. ``request_times[b, i]`` is when the item after
     position i is asked for: in training the next event's own time, at serving the request's; known then, so
     no leak, but an advantage over models that do not read it.
+
+    ``sessions`` counts the sessions of a row from 0 (a row may begin within one); None when the log has none.
     """
 
     items: Tensor  # [B, L] int64, 0 = padding
     times: Tensor | None = None  # [B, L] int64
     request_times: Tensor | None = None  # [B, L] int64
+    sessions: Tensor | None = None  # [B, L] int64, 0 at padding
 
     @property
     def mask(self) -> Tensor:
@@ -56,11 +59,14 @@ class History:
         start = (self.lengths - n).clamp(min=0)[:, None]  # [B, 1]
         index = start + torch.arange(n, device=start.device)  # [B, n]
         index = index.clamp(max=self.items.shape[1] - 1)
-        return self._each(lambda tensor: tensor.gather(1, index))
+        kept = self._each(lambda tensor: tensor.gather(1, index))
+        if kept.sessions is None:
+            return kept
+        return replace(kept, sessions=(kept.sessions - kept.sessions[:, :1]).clamp(min=0))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> History:
-        times, requests = (None if t is None else change(t) for t in (self.times, self.request_times))
-        return History(change(self.items), times, requests)
+        rest = (self.times, self.request_times, self.sessions)
+        return History(change(self.items), *(None if t is None else change(t) for t in rest))
 
 
 @dataclass(frozen=True)
@@ -108,15 +114,16 @@ def read_history(
     """
     index, mask = gather(start, end)
     items = np.where(mask, events.item_idx[index], 0).astype(np.int64)
+    sessions = _count_sessions(events, index, mask)
     if events.time is None:
-        return History(torch.from_numpy(items))
+        return History(torch.from_numpy(items), sessions=sessions)
     ticks = events.time[index]  # [B, L]
     requests = np.empty_like(ticks)
     requests[:, :-1] = ticks[:, 1:]
     last = np.arange(len(start)), end - start - 1
     requests[last] = ticks[last] if request_time is None else request_time
     times, requests = (np.where(mask, _seconds(t, events), 0) for t in (ticks, requests))
-    return History(torch.from_numpy(items), torch.from_numpy(times), torch.from_numpy(requests))
+    return History(torch.from_numpy(items), torch.from_numpy(times), torch.from_numpy(requests), sessions)
 
 
 def read_shifted(events: Events, start: np.ndarray, end: np.ndarray) -> tuple[History, np.ndarray]:
@@ -130,11 +137,22 @@ def read_shifted(events: Events, start: np.ndarray, end: np.ndarray) -> tuple[Hi
     items = events.item_idx[index].astype(np.int64)
     history = torch.from_numpy(np.where(asked, items[:, :-1], 0))
     targets = np.where(asked, items[:, 1:], 0)
+    sessions = _count_sessions(events, index[:, :-1], asked)
     if events.time is None:
-        return History(history), targets
+        return History(history, sessions=sessions), targets
     seconds = _seconds(events.time[index], events)
     times, requests = (torch.from_numpy(np.where(asked, t, 0)) for t in (seconds[:, :-1], seconds[:, 1:]))
-    return History(history, times, requests), targets
+    return History(history, times, requests, sessions), targets
+
+
+def _count_sessions(events: Events, index: np.ndarray, mask: np.ndarray) -> Tensor | None:
+    """Count the sessions of each row from 0: [B, L] int64; None when the log has none."""
+    if events.session is None:
+        return None
+    key = events.session[index]
+    number = np.zeros(index.shape, np.int64)
+    np.cumsum(key[:, 1:] != key[:, :-1], axis=1, out=number[:, 1:])
+    return torch.from_numpy(np.where(mask, number, 0))
 
 
 def _seconds(ticks: np.ndarray, events: Events) -> np.ndarray:

@@ -91,6 +91,8 @@ def assign_roles(
                 role, require(where, role, given, names), "known" if role in known else "given"
             )
     for role in ("user", "item", "time", "rating", "kind", "session"):
+        if role == "session" and config.session_gap is not None:
+            continue  # the sessions are cut by pauses, whatever else there is
         taken = {r.column for r in roles.values()} | set(config.keep)
         found = guess(role, [name for name in names if name not in taken])
         if role not in roles and found is not None:
@@ -117,6 +119,11 @@ def assign_roles(
             raise EnsuiteError(
                 f"{where}: --{option} needs a {role} column; name it with --{role} ({say_columns(names)})"
             )
+    if config.by_session and config.session_gap is None and "session" not in roles:
+        raise EnsuiteError(
+            f"{where}: sessions are asked for, and no column looks like one; name it with --session, or cut "
+            f"by pauses with --session-gap 20m ({say_columns(names)})"
+        )
     kept = [Role(name, require(where, "keep", name, names), "given") for name in config.keep]
     clash = {r.role for r in kept} & set(roles)
     kept = [r for r in kept if r.role not in clash or roles[r.role].column != r.column]

@@ -54,6 +54,7 @@ class Events:
     time: np.ndarray | None  # [E] int64, in ticks
     seconds_per_tick: float
     n_items: int
+    session: np.ndarray | None = None  # [E], constant within a session; None when the log has no sessions
 
     @property
     def lengths(self) -> np.ndarray:
@@ -70,7 +71,8 @@ class Events:
 @dataclass(frozen=True)
 class Cases:
     """What is evaluated: case c has the history ``history_start[c]:history_end[c]`` and the targets
-    ``history_end[c]:target_end[c]``, all rows of the event columns. Every case has at least one of each."""
+    ``history_end[c]:target_end[c]``, all rows of the event columns. Every case has at least one of each; a
+    user has one case, or of a sessions split one for each session held out."""
 
     user: np.ndarray  # [C] int64, user rows
     history_start: np.ndarray  # [C] int64
@@ -95,7 +97,7 @@ class Split:
     Events [0, train_end) are trained on; [train_end, valid_end) are asked for in validation, given those
     before; [valid_end, test_end) in test. A user with train_end = valid_end = test_end is trained on only. In
     an ``unseen-users`` split a held-out user has train_end = 0, its events all in one phase: the last is the
-    target.
+    target. In a ``sessions`` split all three lie between sessions.
     """
 
     train_end: np.ndarray
@@ -191,7 +193,16 @@ class Dataset:
         ends = np.asarray(self.offsets[1:]) if phase == "all" else starts + self.split.train_end
         # Plain views of the memory maps: the same pages, without the cost that each memmap slice has.
         time = None if self.time is None else np.asarray(self.time)
-        return Events(starts, ends, np.asarray(self.item_idx), time, self.seconds_per_tick, self.n_items)
+        session = np.asarray(self.column("session")) if "session" in self.card["columns"] else None
+        return Events(
+            starts, ends, np.asarray(self.item_idx), time, self.seconds_per_tick, self.n_items, session
+        )
+
+    @property
+    def exclude(self) -> Literal["seen", "none"]:
+        """Which items a ranking leaves out: those of the user's history, or none where a repeat is a right
+        answer too (a sessions split)."""
+        return "none" if self.card["split"]["kind"] == "sessions" else "seen"
 
     def cases(self, phase: Literal["valid", "test"]) -> Cases:
         """Return the evaluation cases of a phase, in user order.
@@ -208,10 +219,26 @@ class Dataset:
         split = self.card["split"]
         if split["kind"] == "unseen-users":
             begin = np.where(end > begin, end - 1, begin)
+        elif split["targets"] == "session":
+            return self._session_cases(begin, end)
         elif split["targets"] == "next":
             end = np.minimum(end, begin + 1)
         user = np.flatnonzero((end > begin) & (begin > starts))
         return Cases(user, starts[user], begin[user], end[user])
+
+    def _session_cases(self, begin: np.ndarray, end: np.ndarray) -> Cases:
+        """Return a case for each session that begins in rows ``begin[u]:end[u]``, its history all before."""
+        starts = np.asarray(self.offsets[:-1])
+        session = np.asarray(self.column("session"))
+        user = np.repeat(np.arange(self.n_users), end - begin)
+        before = np.cumsum(end - begin) - (end - begin)
+        rows = np.arange(len(user)) + (begin - before)[user]
+        first = (rows > starts[user]) & (session[rows] != session[np.maximum(rows - 1, 0)])
+        user, row = user[first], rows[first]
+        stop = np.append(row[1:], 0)
+        last = np.append(user[1:] != user[:-1], True) if len(user) else np.zeros(0, bool)
+        stop[last] = end[user[last]]
+        return Cases(user, starts[user], row, stop)
 
     def _column(self, name: str) -> np.ndarray:
         path = self.path / f"{name}.npy"

@@ -30,6 +30,7 @@ def audit(dataset: Dataset) -> None:
         dataset.card,
         dataset.n_items,
         str(dataset.path),
+        dataset.column("session") if "session" in dataset.card["columns"] else None,
     )
 
 
@@ -41,8 +42,9 @@ def audit_arrays(
     card: dict[str, Any],
     n_items: int,
     name: str,
+    session: np.ndarray | None = None,
 ) -> None:
-    """`audit` of arrays in memory: offsets [U + 1], time and item_idx [E], split [U] each."""
+    """`audit` of arrays in memory: offsets [U + 1], time, item_idx and session [E], split [U] each."""
     lengths = np.diff(offsets)
     n_events = len(item_idx)
     if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != n_events or (lengths < 0).any():
@@ -81,6 +83,12 @@ def audit_arrays(
                 f"{name}: leakage audit: a global-time split without times; prepare the dataset again"
             )
         _check_cuts(offsets, time, split, card, name)
+    elif kind == "sessions":
+        if session is None:
+            raise EnsuiteError(
+                f"{name}: leakage audit: a sessions split without a session column; prepare the dataset again"
+            )
+        _check_sessions(offsets, session, split, name)
     else:
         raise EnsuiteError(f"{name}: leakage audit: unknown split '{kind}'; prepare the dataset again")
 
@@ -132,6 +140,23 @@ def _check_cuts(offsets: np.ndarray, time: np.ndarray, split: Split, card: dict[
         early[rest] = time[(starts + ends)[rest]] < cut
         _refuse(early, name, f"held-out events before the cut {say_time(cut, unit)}", split)
     _refuse(split.test_end != np.diff(offsets), name, "events after the end of test", split)
+
+
+def _check_sessions(offsets: np.ndarray, session: np.ndarray, split: Split, name: str) -> None:
+    """Sessions ascend within a user and are held out whole: none goes on past an end, so none is both trained
+    on and asked for."""
+    lengths, starts = np.diff(offsets), np.asarray(offsets[:-1])
+    user = np.repeat(np.arange(len(lengths)), lengths)
+    back = np.zeros(len(lengths), bool)
+    back[user[1:][(session[1:] < session[:-1]) & (user[1:] == user[:-1])]] = True
+    _refuse(back, name, "a session's events are not in one piece", split)
+    for end in (split.train_end, split.valid_end):
+        inside = (end > 0) & (end < lengths)
+        cut = np.zeros(len(lengths), bool)
+        rows = (starts + end)[inside]
+        cut[inside] = session[rows] == session[rows - 1]
+        _refuse(cut, name, "a session is partly held out", split)
+    _refuse(split.test_end != lengths, name, "events after the end of test", split)
 
 
 def _refuse(wrong: np.ndarray, name: str, what: str, split: Split) -> None:

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 import tyro
 
 from ensuite.config import config
+from ensuite.data.times import parse_gap
 
 Format = Literal["guess", "csv", "tsv", "ndjson", "parquet", "sequences", "pairs"]
-SplitKind = Literal["leave-one-out", "global-time", "unseen-users"]
+SplitKind = Literal["leave-one-out", "global-time", "unseen-users", "sessions"]
 
 
 @config
@@ -40,6 +41,8 @@ class PrepareConfig:
     """Column of the kind of event (view, click, buy), kept as event column `kind`."""
     session: str | None = None
     """Column of the session or basket, kept as event column `session`."""
+    session_gap: str | None = None
+    """Cut sessions by pauses instead: a longer one than this (20m, 90s, 1h, 2d) starts a new session."""
     keep: tuple[str, ...] = ()
     """More event columns to keep, under their own names: context, rewards, labels."""
     names: tuple[str, ...] = ()
@@ -73,6 +76,13 @@ class PrepareConfig:
     last: int = 0
     """Keep the last so many events of each user; 0 keeps all."""
 
+    session_min: int = 0
+    """Sessions: drop those with fewer different items. An item counts once a session."""
+    session_first: int = 0
+    """Sessions: keep the first so many items of each; 0 keeps all."""
+    min_sessions: int = 0
+    """Sessions: drop users with fewer sessions."""
+
     ties: Literal["source", "shuffle"] = "source"
     """Order of events of one user at the same time: as in the source, or shuffled with --seed."""
     seed: int = 0
@@ -81,7 +91,8 @@ class PrepareConfig:
     split: SplitKind = "leave-one-out"
     """leave-one-out: each user's last event is test, the one before validation. global-time: everything
     before the first cut is trained on, up to the second validated, the rest tested. unseen-users: whole users
-    are held out."""
+    are held out. sessions: each user's last sessions are test, those before validation, each asked for as a
+    set."""
     cuts: tuple[str, str] | None = None
     """global-time: the two cuts: shares of events (0.8 0.9, the default), ISO dates, or times in the log's
     unit."""
@@ -89,10 +100,32 @@ class PrepareConfig:
     """global-time: what is asked for in a phase: a user's next event, or all until the next cut."""
     held_out: tuple[float, float] = (0.1, 0.1)
     """unseen-users: share of users for validation and for test."""
+    held_sessions: tuple[int, int] = (5, 10)
+    """sessions: how many sessions of each user are for validation and for test."""
+
+    @property
+    def by_session(self) -> bool:
+        """Whether the log is cut into sessions."""
+        asked = self.session_gap is not None or max(self.session_min, self.session_first, self.min_sessions)
+        return bool(asked) or self.split == "sessions"
 
     def __post_init__(self) -> None:
         if min(self.min_user, self.min_item, self.last, self.seed) < 0:
             raise ValueError("min_user, min_item, last and seed are counts: 0 or more")
+        if min(self.session_min, self.session_first, self.min_sessions) < 0:
+            raise ValueError("session_min, session_first and min_sessions are counts: 0 or more")
+        if self.session_gap is not None:
+            parse_gap(self.session_gap)
+            if self.session is not None:
+                raise ValueError(
+                    f"session = {self.session} and session_gap = {self.session_gap}: sessions are cut by a "
+                    "column or by pauses; leave one of them out"
+                )
+        if min(self.held_sessions) < 1:
+            raise ValueError(
+                f"held_sessions = {self.held_sessions[0]} {self.held_sessions[1]}: at least 1 each, for "
+                "validation and for test"
+            )
         if self.cuts is not None and self.split != "global-time":
             raise ValueError(f"cuts belong to --split global-time, not to {self.split}")
         if self.targets == "all" and self.split != "global-time":

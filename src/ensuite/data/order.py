@@ -16,6 +16,7 @@ class Ordered:
     item: np.ndarray  # int32 codes
     time: np.ndarray | None  # int64 ticks
     row: np.ndarray | None  # row of the event in the collected log; None when nobody needs it
+    session: np.ndarray | None = None  # int64, ascending over all users; None where none were cut
 
     def take(self, keep: np.ndarray) -> Ordered:
         """Return the events where ``keep`` is true."""
@@ -25,6 +26,7 @@ class Ordered:
             item=self.item[keep],
             time=None if self.time is None else self.time[keep],
             row=None if self.row is None else self.row[keep],
+            session=None if self.session is None else self.session[keep],
         )
 
     def __len__(self) -> int:

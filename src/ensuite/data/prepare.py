@@ -27,7 +27,8 @@ from ensuite.data.options import PrepareConfig
 from ensuite.data.order import tied
 from ensuite.data.readers import Log, file_hashes, read_files
 from ensuite.data.report import build_report
-from ensuite.data.side import event_columns, side_table
+from ensuite.data.sessions import apply_sessions, within_users
+from ensuite.data.side import EventColumn, event_columns, side_table
 from ensuite.data.split import build_split
 from ensuite.data.tables import collect
 from ensuite.errors import EnsuiteError
@@ -105,6 +106,8 @@ def prepare(
     del collected
     say(Progress("filtering"))
     events, counts = apply_filters(numbered.events, numbered.columns, numbered.unit, config, steps)
+    if config.by_session and len(events):
+        events = apply_sessions(events, numbered.columns.get("session"), numbered.unit, config, steps)
     if not len(events):
         raise nothing_left(log.name, steps)
 
@@ -115,10 +118,13 @@ def prepare(
     np.cumsum(np.bincount(user, minlength=len(users_left)), out=offsets[1:])
     item = item + np.int32(1)
     unit = numbered.unit
-    split, said_split = build_split(offsets, events.time, unit, config)
+    session = None if events.session is None else within_users(offsets, events.session)
+    split, said_split = build_split(offsets, events.time, unit, config, session)
     items, notes_items = side_table("items", numbered.item_ids.gather(items_left), config.items, log.items)
     users, notes_users = side_table("users", numbered.user_ids.gather(users_left), config.users, log.users)
     kept = event_columns(numbered.columns, events.row)
+    if session is not None:
+        kept["session"] = EventColumn(session, None, "integer, the user's sessions from 0")
     card = {
         "ensuite_version": __version__,
         "source": numbered.origin
@@ -135,10 +141,10 @@ def prepare(
         "split": said_split,
         "column_types": {name: column.kind for name, column in kept.items()},
     }
-    audit_arrays(offsets, events.time, item, split, card, items.height, str(out))
+    audit_arrays(offsets, events.time, item, split, card, items.height, str(out), session)
     notes += [*numbered.notes, *notes_items, *notes_users]
     card["report"] = build_report(
-        steps.done, numbered.n_read, counts, offsets, item, events.time, split, card, notes
+        steps.done, numbered.n_read, counts, offsets, item, events.time, split, card, notes, session
     )
     say(Progress("writing"))
     return write_dataset(

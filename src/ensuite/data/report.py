@@ -25,6 +25,7 @@ def build_report(
     split: Split,
     card: dict[str, Any],
     notes: Sequence[str],
+    session: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Return the report: plain numbers and text, as kept in card.json under `report`."""
     n_users, n_items, n_events = len(offsets) - 1, int(item_idx.max()), len(item_idx)
@@ -45,6 +46,8 @@ def build_report(
         "tie_share": card["tie_share"],
         "phases": _phases(offsets, item_idx, split, card["split"], n_items),
     }
+    if session is not None:
+        report["sessions"] = _sessions(offsets, session, split)
     unit = card["time_unit"]
     if time is not None and unit is not None:
         report["first"], report["last"] = say_time(int(time.min()), unit), say_time(int(time.max()), unit)
@@ -55,6 +58,24 @@ def build_report(
 def _percentiles(values: np.ndarray) -> dict[str, int]:
     found = np.percentile(values, PERCENTILES, method="lower")
     return {str(p): int(v) for p, v in zip(PERCENTILES, found)}
+
+
+def _sessions(offsets: np.ndarray, session: np.ndarray, split: Split) -> dict[str, Any]:
+    """Sessions: how many, of what size, in each phase; ``session`` [E] counts those of each user from 0."""
+    lengths, starts = np.diff(offsets), np.asarray(offsets[:-1])
+    count = session[np.asarray(offsets[1:]) - 1] + 1  # [U]
+    first = np.repeat(np.cumsum(count) - count, lengths)
+    before = [
+        np.where(end > 0, session[starts + np.maximum(end, 1) - 1] + 1, 0)
+        for end in (split.train_end, split.valid_end, split.test_end)
+    ]
+    done = [int(part.sum()) for part in before]
+    return {
+        "sessions": int(count.sum()),
+        "per_user_percentiles": _percentiles(count),
+        "items_percentiles": _percentiles(np.bincount(first + session)),
+        "phases": {"train": done[0], "valid": done[1] - done[0], "test": done[2] - done[1]},
+    }
 
 
 def _phases(
@@ -102,8 +123,8 @@ def _warnings(report: dict[str, Any], card: dict[str, Any]) -> list[str]:
         said.append("one user only: a model can be fitted, its scores say nothing")
     if card["split"].get("users_too_short"):
         said.append(
-            f"{card['split']['users_too_short']:,} users with fewer than 3 events are trained on and not "
-            "evaluated"
+            f"{card['split']['users_too_short']:,} users with fewer than {_needed(card['split'])} are "
+            "trained on and not evaluated"
         )
     if (report["tie_share"] or 0) > 0.2:
         said.append(
@@ -112,6 +133,11 @@ def _warnings(report: dict[str, Any], card: dict[str, Any]) -> list[str]:
             f"the tie rule ({card['order']})"
         )
     return said
+
+
+def _needed(split: dict[str, Any]) -> str:
+    """Say what a user needs to be evaluated."""
+    return f"{sum(split['held_sessions']) + 1} sessions" if split["kind"] == "sessions" else "3 events"
 
 
 def tables(card: dict[str, Any]) -> list[Table]:
@@ -153,6 +179,12 @@ def _size_table(report: dict[str, Any], card: dict[str, Any]) -> Table:
     )
     table.add_row("events a user", f"mean {report['mean_length']:.1f}; " + _say_percentiles(lengths))
     table.add_row("events an item", _say_percentiles(counts))
+    if "sessions" in report:
+        said = report["sessions"]
+        phases = ", ".join(f"{name} {n:,}" for name, n in said["phases"].items())
+        table.add_row("sessions", f"{said['sessions']:,} ({phases})")
+        table.add_row("sessions a user", _say_percentiles(said["per_user_percentiles"]))
+        table.add_row("items a session", _say_percentiles(said["items_percentiles"]))
     if "first" in report:
         table.add_row("times", f"{report['first']} to {report['last']} UTC, stored in {card['time_unit']}")
         table.add_row("tied in time", f"{report['tie_share']:.1%} of events")

@@ -10,6 +10,9 @@ positions carry a target:
                      only the event after it is predicted
     cloze            one window per user (`stride`: more), its last L events; a share of them is masked and
     predicted
+    sessions         windows of the last L events up to the end of a session, every `stride`-th one counted
+                     back from the user's last; the items of every session but the window's first are asked
+                     for **at their own places**: the model predicts them from the sessions before theirs
 
 Prefixes are the "dynamic segmentation" of ICSRec: with leave-one-out the training view of n events is without
 its last two, so the targets are those at indices 1..n-3 of the user's sequence, each asked for once. For a
@@ -32,9 +35,10 @@ from ensuite.config import config
 from ensuite.data.batches import Batch, History, length_buckets, read_history, read_shifted
 from ensuite.data.dataset import Events
 from ensuite.data.pairs import SameTarget
+from ensuite.data.sessions import begins
 from ensuite.errors import EnsuiteError
 
-Kind = Literal["every-position", "last-position", "cloze", "sliding", "prefixes"]
+Kind = Literal["every-position", "last-position", "cloze", "sliding", "prefixes", "sessions"]
 
 
 @config
@@ -42,10 +46,11 @@ class SamplesConfig:
     """Which samples are made of a user's sequence."""
 
     kind: Kind = "every-position"
-    """every-position, sliding, last-position, prefixes, or cloze (masked items)."""
+    """every-position, sliding, last-position, prefixes, cloze (masked items), or sessions (the next one, as a
+    set)."""
     stride: int = 0
     """Distance between windows of one user, counted back from the end; 0 = one window (for sliding: L; for
-    prefixes: 1)."""
+    prefixes: 1). Of sessions, in sessions."""
     mask_probability: float = 0.2
     """Cloze: share of a window's items that is masked (rho of BERT4Rec)."""
     max_masked: int = 0
@@ -85,11 +90,12 @@ class Samples:
 
     def __init__(self, events: Events, config: SamplesConfig, *, max_length: int, batch_size: int, seed: int):
         self.events, self.config, self.batch_size, self.seed = events, config, batch_size, seed
-        self.user, self.start, self.end = windows(events, config, max_length)
+        make = session_windows if config.kind == "sessions" else windows
+        self.user, self.start, self.end = make(events, config, max_length)
         if len(self.user) == 0:
             raise EnsuiteError(
-                f"no training sample: no user has the {1 if config.kind == 'cloze' else 2} training events "
-                f"that '{config.kind}' samples need; prepare with fewer events held out, or with more data"
+                f"no training sample: no user has the {_needed(config.kind)} that '{config.kind}' samples "
+                "need; prepare with fewer events held out, or with more data"
             )
         paired = config.pair != "none"
         self.same_target = SameTarget(events, self.start, self.end) if paired else None
@@ -126,6 +132,10 @@ class Samples:
         if self.config.kind == "cloze":
             history = read_history(self.events, start, end)
             return self._cloze(history, user, np.random.default_rng(seed))
+        if self.config.kind == "sessions":
+            history = read_history(self.events, start, end)
+            assert history.sessions is not None
+            return Batch(history, history.items * (history.sessions > 0), user)
         history, targets = read_shifted(self.events, start, end)
         if self.config.kind in ("last-position", "prefixes"):
             last = np.arange(targets.shape[1])[None] == (end - start - 2)[:, None]
@@ -181,6 +191,42 @@ class Everything:
         for step in range(len(self)):
             which = order[step * samples.batch_size : (step + 1) * samples.batch_size]
             yield samples.read(which, (samples.seed, step)).to(self.device)
+
+
+def _needed(kind: str) -> str:
+    return {"cloze": "1 training event", "sessions": "2 training sessions"}.get(kind, "2 training events")
+
+
+def session_windows(
+    events: Events, config: SamplesConfig, max_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return user, first row and one past the last row of every sample of `sessions`: [S] int64 each.
+
+    A window ends with a session, and holds at least a part of the session before it.
+    """
+    if events.session is None:
+        raise EnsuiteError(
+            "'sessions' samples need a dataset that is cut into sessions: prepare it with --split sessions "
+            "and --session COLUMN, or --session-gap 20m"
+        )
+    rows = events.rows()
+    user = np.repeat(np.arange(len(events.offsets)), events.lengths)
+    first = begins(user, events.session[rows])
+    owner, start = user[first], rows[first]  # of each session
+    stop = np.append(start[1:], 0)
+    last = np.append(owner[1:] != owner[:-1], True)[: len(owner)]
+    stop[last] = np.asarray(events.ends)[owner[last]]
+    count = np.bincount(owner, minlength=len(events.offsets))
+    number = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+    back = count[owner] - 1 - number
+    chosen = (number > 0) & (back % config.stride == 0 if config.stride else back == 0)
+    owner, start, stop = owner[chosen], start[chosen], stop[chosen]
+    if len(owner) and (longest := int((stop - start).max())) >= max_length:
+        raise EnsuiteError(
+            f"a session holds {longest} items, and the model reads {max_length} events: none of the sessions "
+            "before it; give a larger max_length, or prepare with --session-first"
+        )
+    return owner, np.maximum(np.asarray(events.offsets)[owner], stop - max_length), stop
 
 
 def windows(

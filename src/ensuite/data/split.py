@@ -8,6 +8,7 @@ import numpy as np
 
 from ensuite.data.dataset import Split
 from ensuite.data.options import PrepareConfig
+from ensuite.data.sessions import begins
 from ensuite.data.times import parse_bound, say_time
 from ensuite.errors import EnsuiteError
 
@@ -15,7 +16,11 @@ LEAVE_ONE_OUT_LENGTH = 3
 
 
 def build_split(
-    offsets: np.ndarray, time: np.ndarray | None, time_unit: str | None, config: PrepareConfig
+    offsets: np.ndarray,
+    time: np.ndarray | None,
+    time_unit: str | None,
+    config: PrepareConfig,
+    session: np.ndarray | None = None,
 ) -> tuple[Split, dict[str, Any]]:
     """Return the split that ``config`` asks for, and its entry in the card.
 
@@ -25,12 +30,17 @@ def build_split(
         First row of each user: [U + 1] int64.
     time
         Event times, ascending within a user: [E] int64, or None.
+    session
+        The sessions' numbers within each user, ascending: [E]; needed for the split by sessions.
     """
     lengths = np.diff(offsets)
     if config.split == "leave-one-out":
         return leave_one_out(lengths)
     if config.split == "unseen-users":
         return unseen_users(lengths, config.held_out, config.seed)
+    if config.split == "sessions":
+        assert session is not None
+        return last_sessions(offsets, session, config.held_sessions)
     if time is None or time_unit is None:
         raise EnsuiteError(
             "--split global-time needs times, and this log holds an order only; name the column with "
@@ -80,6 +90,33 @@ def global_time(
         "asked": list(cuts or ("0.8", "0.9")),
     }
     return split, {"kind": "global-time", "targets": targets, **said}
+
+
+def last_sessions(
+    offsets: np.ndarray, session: np.ndarray, held: tuple[int, int]
+) -> tuple[Split, dict[str, Any]]:
+    """Last sessions of each user to test, those before to validation; users without one more are trained on
+    whole."""
+    lengths = np.diff(offsets).astype(np.int64)
+    user = np.repeat(np.arange(len(lengths)), lengths)
+    first = np.flatnonzero(begins(user, session))  # rows where sessions begin
+    count = np.bincount(user[first], minlength=len(lengths))
+    valid, test = held
+    long = count > valid + test
+    if not long.any():
+        raise EnsuiteError(
+            f"--split sessions holds out {valid} + {test} sessions and needs users with at least one more, "
+            f"the most of {len(lengths):,} users has {count.max(initial=0)}; take a longer log, fewer "
+            "filters, a shorter --session-gap, or smaller --held-sessions"
+        )
+    ends = []
+    after = np.cumsum(count)[long]  # past each user's last session, among all sessions
+    for back in (valid + test, test):
+        end = lengths.copy()
+        end[long] = first[after - back] - np.asarray(offsets[:-1])[long]
+        ends.append(end)
+    said = {"held_sessions": [valid, test], "users_too_short": int((~long).sum())}
+    return Split(ends[0], ends[1], lengths), {"kind": "sessions", "targets": "session", **said}
 
 
 def find_cuts(time: np.ndarray, unit: str, cuts: tuple[str, str] | None) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -17,6 +18,8 @@ REMEDY = (
     "times are integers (s, ms, us or ns since 1970), ISO 8601 text such as "
     "2024-05-17T08:30:00Z, or datetimes"
 )
+
+GAP_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 Where = Callable[[int], str]
 """Names the file and row of an event, given its place in the column."""
@@ -196,3 +199,15 @@ def parse_bound(text: str, unit: str, flag: str) -> int:
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     whole = int(moment.replace(microsecond=0).timestamp())
     return whole * TICKS[unit] + moment.microsecond * TICKS[unit] // 10**6
+
+
+def parse_gap(text: str) -> int:
+    """Return a pause in seconds: ``20m``, ``90s``, ``1h``, ``2d``, or a plain number of seconds.
+
+    >>> parse_gap("20m"), parse_gap("90")
+    (1200, 90)
+    """
+    match = re.fullmatch(r"(\d+)([smhd]?)", text.strip())
+    if match is None or int(match[1]) == 0:
+        raise ValueError(f"session_gap = {text}: a pause such as 20m, 90s, 1h or 2d is needed")
+    return int(match[1]) * GAP_SECONDS[match[2]]

@@ -10,6 +10,8 @@ All look at each case's best k items (`Ranks.lists`) and at the **training** eve
     popularity-lift@k  popularity bias: arp@k over the mean popularity in the users' own histories, minus 1
     diversity@k        mean distance, 1 - cosine, between the items of a list, over vectors given from outside
                        (`ensuite evaluate` makes them from a genre or category column: `category_vectors`)
+    rep-ratio@k        share of the places that hold items of the user's training events
+    rep-bias@k         rep-ratio@k minus the share of the targets that are such items; see `repeats`
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from ensuite.data.dataset import Cases, Events
 from ensuite.errors import EnsuiteError, did_you_mean
 from ensuite.evaluate.metrics import check_cutoff, parse_metric
 from ensuite.evaluate.ranks import Ranks
+from ensuite.evaluate.repeats import BALANCE, balance
 from ensuite.evaluate.scoring import ragged_rows
+from ensuite.evaluate.statistics import mean_of, user_means
 
 CATEGORY_COLUMNS = ("genres", "genre", "categories", "category", "tags")
 
@@ -63,6 +67,9 @@ def compute_beyond(
             raise EnsuiteError(f"metric '{name}' is computed from ranks: see `ensuite.evaluate.metrics`")
         if ranks.lists is None or ranks.lists.shape[1] < metric.k:
             raise EnsuiteError(f"metric '{name}' needs lists: call compute_ranks(..., top={metric.k})")
+        if metric.base in BALANCE:
+            out[name] = mean_of(user_means(balance(ranks, metric.base, metric.k), ranks.user))
+            continue
         lists = ranks.lists[:, : metric.k]  # [C, k]
         items = lists[lists > 0]
         if not len(items):

@@ -18,13 +18,21 @@ import torch
 from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError, did_you_mean
 from ensuite.evaluate.entries import Entry, as_entry, check_cards, check_dataset, dataset_of, named_runs
-from ensuite.evaluate.evaluate import Evaluation, evaluate
+from ensuite.evaluate.evaluate import Evaluation, default_metrics, evaluate
 from ensuite.evaluate.metrics import DEFAULT_METRICS, parse_metric, per_case
 from ensuite.evaluate.ranks import compute_ranks
 from ensuite.evaluate.slices import slice_ranks
-from ensuite.evaluate.statistics import RESAMPLES, Interval, bootstrap_means, holm, paired_p, user_means
+from ensuite.evaluate.statistics import (
+    RESAMPLES,
+    Interval,
+    bootstrap_means,
+    holm,
+    mean_of,
+    paired_p,
+    user_means,
+)
 
-COMPARED_METRICS = (*DEFAULT_METRICS, "coverage@10", "novelty@10")
+COMPARED_BEYOND = ("coverage@10", "novelty@10")
 CUTOFFS = (1, 2, 3, 5, 10, 20, 50, 100)
 CURVES = ("ndcg", "hr")
 
@@ -124,7 +132,7 @@ def compare(
     runs: Sequence[Any] | Mapping[str, Any],
     *,
     dataset: Dataset | None = None,
-    metrics: Sequence[str] = COMPARED_METRICS,
+    metrics: Sequence[str] | None = None,
     phase: Literal["valid", "test"] = "test",
     against: str | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -144,6 +152,8 @@ def compare(
         Runs (`ensuite.load_run`), recommenders, models, or `Entry` objects; a mapping gives them names.
     dataset
         By default the one that the first run was trained on.
+    metrics
+        The first decides the order; by default those of `default_metrics`, coverage and novelty.
     against
         Name of the row that the others are tested against; by default the best by the first metric.
     out
@@ -166,7 +176,9 @@ def compare(
     check_cards(entries)
     dataset = dataset or dataset_of(runs)
     check_dataset(entries, dataset)
-    exclude: Any = next((e.card["protocol"]["exclude"] for e in entries if "protocol" in e.card), "seen")
+    said = (e.card["protocol"]["exclude"] for e in entries if "protocol" in e.card)
+    exclude: Any = next(said, dataset.exclude)
+    metrics = metrics or (*default_metrics(dataset), *COMPARED_BEYOND)
     asked = [parse_metric(name) for name in dict.fromkeys(metrics)]
     accuracy = tuple(m.name for m in asked if not m.beyond)
     beyond = tuple(m.name for m in asked if m.beyond)
@@ -254,7 +266,7 @@ def _rows(
                 at = others.index(i), m
                 tests[name] = Test(difference, float(p[at]), float(corrected[at]))
         slices = {}
-        if parse_metric(first).candidates == result.ranks.candidates:
+        if parse_metric(first).candidates == result.ranks.candidates:  # not over sampled candidates
             for name, part in slice_ranks(result.ranks, dataset.events("train")).items():
                 of_user = user_means(per_case(part, first), part.user)
                 slices[name] = _interval(of_user, bootstrap_means(of_user[:, None], resamples, seed)[:, 0])
@@ -282,7 +294,7 @@ def _rows(
 
 
 def _interval(values: np.ndarray, resampled: np.ndarray) -> Interval:
-    return Interval(float(values.mean()), *(float(q) for q in np.quantile(resampled, [0.025, 0.975])))
+    return Interval(mean_of(values), *(float(q) for q in np.quantile(resampled, [0.025, 0.975])))
 
 
 def _warm_up(

@@ -14,11 +14,23 @@ from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.evaluate.beyond import category_vectors, compute_beyond, count_items
 from ensuite.evaluate.counting import NaNScores
-from ensuite.evaluate.metrics import DEFAULT_METRICS, Metric, compute_metrics, parse_metric, per_case
+from ensuite.evaluate.metrics import (
+    DEFAULT_METRICS,
+    SESSION_BEYOND,
+    SESSION_METRICS,
+    Metric,
+    compute_metrics,
+    parse_metric,
+    per_case,
+)
 from ensuite.evaluate.ranks import ALL_ITEMS, Exclude, Ranks, compute_ranks, gather
+from ensuite.evaluate.repeats import BALANCE, PARTED, balance, mark_repeats
 from ensuite.evaluate.sampled import compute_sampled_ranks, draw_negatives, sampler_of
 from ensuite.evaluate.scoring import Progress
 from ensuite.evaluate.slices import slice_ranks
+from ensuite.evaluate.statistics import mean_of, user_means
+
+COHORT_SEEDS = (1013, 2791, 4357, 6199, 7907)
 
 
 @dataclass(frozen=True)
@@ -41,16 +53,46 @@ class Evaluation:
     def slices(self, dataset: Dataset, names: Sequence[str] = DEFAULT_METRICS) -> dict[str, dict[str, float]]:
         """Return the metrics of every slice, see `ensuite.evaluate.slices`; ``cases`` counts its cases."""
         parts = slice_ranks(self.ranks, dataset.events("train"))
+        names = [name for name in names if parse_metric(name).base not in PARTED]
         return {name: {"cases": len(part), **compute_metrics(part, names)} for name, part in parts.items()}
+
+    def cohorts(self, users: int, seeds: Sequence[int] = COHORT_SEEDS) -> dict[str, tuple[float, float]]:
+        """Return each metric's mean over random cohorts of ``users`` users, one for each seed, and its
+        standard deviation between them (the papers' protocol on logs too large to rank whole)."""
+        everybody = np.unique(self.ranks.user)
+        if not 1 <= users <= len(everybody):
+            raise EnsuiteError(
+                f"cohorts of {users:,} users: {len(everybody):,} users have cases; ask for fewer"
+            )
+        wanted = [metric for metric in map(parse_metric, self.metrics) if metric.candidates == ALL_ITEMS]
+        drawn = [np.random.default_rng(seed).choice(everybody, users, replace=False) for seed in seeds]
+        parts = [self.ranks.take(np.isin(self.ranks.user, some)) for some in drawn]
+        out = {}
+        for metric in wanted:
+            if metric.base in BALANCE and metric.k is not None:
+                values = [mean_of(user_means(balance(p, metric.base, metric.k), p.user)) for p in parts]
+            elif not metric.beyond:
+                values = [compute_metrics(part, [metric.name])[metric.name] for part in parts]
+            else:
+                continue
+            out[metric.name] = float(np.mean(values)), float(np.std(values))
+        return out
+
+
+def default_metrics(dataset: Dataset) -> tuple[str, ...]:
+    """Return what is measured when nothing is asked for: of a sessions split, repeats and discoveries too."""
+    if dataset.card["split"]["kind"] == "sessions":
+        return (*SESSION_METRICS, *SESSION_BEYOND)
+    return DEFAULT_METRICS
 
 
 def evaluate(
     model: Any,
     dataset: Dataset,
     phase: Literal["valid", "test"] = "test",
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: Sequence[str] | None = None,
     *,
-    exclude: Exclude = "seen",
+    exclude: Exclude | None = None,
     request_time: bool = True,
     batch_size: int = 256,
     seed: int = 0,
@@ -64,7 +106,9 @@ def evaluate(
     ----------
     metrics
         Any of `ensuite.evaluate.metrics` and `ensuite.evaluate.beyond`, for example "ndcg@10", "coverage@10",
-        "hr@10/uniform-100".
+        "hr@10/uniform-100". By default those of `default_metrics`.
+    exclude
+        By default what the dataset's split asks for: "seen", or "none" for sessions.
     seed
         Of sampled negatives.
     category_column
@@ -77,7 +121,8 @@ def evaluate(
         For an unknown metric or one that cannot be computed, a phase without cases, or NaN scores (the user
         is named).
     """
-    wanted = [parse_metric(name) for name in dict.fromkeys(metrics)]
+    wanted = [parse_metric(name) for name in dict.fromkeys(metrics or default_metrics(dataset))]
+    exclude = exclude or dataset.exclude
     events, cases = dataset.events("all"), dataset.cases(phase)
     if not len(cases):
         raise EnsuiteError(
@@ -105,6 +150,8 @@ def evaluate(
         mine = compute_ranks(model, events, cases, exclude=exclude, top=top, progress=progress, **common)
         seconds = time.perf_counter() - began
         ranks = gather(mine)
+        if any(m.base in (*PARTED, *BALANCE) for m in wanted):
+            ranks = mark_repeats(ranks, dataset.events("train"))
         sampled = {}
         for name in dict.fromkeys(m.candidates for m in wanted if m.candidates != ALL_ITEMS):
             kind, n = sampler_of(next(m for m in wanted if m.candidates == name))

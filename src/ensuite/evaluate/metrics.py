@@ -10,7 +10,8 @@ For a case whose targets have the ranks r, sorted, n of them:
     map@k        sum over r <= k of i / max(r, i), for the i-th smallest r, divided by min(n, k)
 
 With one target per case, hr and recall are the same. Metrics on sampled candidates carry the sampler's name:
-``ndcg@10/uniform-100``. The mean is over cases.
+``ndcg@10/uniform-100``. ``ndcg-rep@k`` and the like look at part of the targets: `ensuite.evaluate.repeats`.
+The mean is over users: a user's cases (sessions, say) are averaged first.
 """
 
 from __future__ import annotations
@@ -23,11 +24,16 @@ import numpy as np
 
 from ensuite.errors import EnsuiteError, did_you_mean
 from ensuite.evaluate.ranks import ALL_ITEMS, Ranks
+from ensuite.evaluate.repeats import BALANCE, PARTED, part_of
+from ensuite.evaluate.statistics import mean_of, user_means
 
 ACCURACY = ("hr", "map", "mrr", "ndcg", "precision", "recall")
-BEYOND = ("arp", "coverage", "diversity", "gini", "novelty", "popularity-lift")
+BEYOND = ("arp", "coverage", "diversity", "gini", "novelty", "popularity-lift", *BALANCE)
 SAMPLERS = ("popularity", "uniform")
 DEFAULT_METRICS = ("ndcg@10", "hr@10", "mrr")
+SESSION_METRICS = ("ndcg@10", "recall@10", *(f"{name}@10" for name in PARTED))
+SESSION_BEYOND = ("rep-ratio@10", "rep-bias@10", "arp@10")
+"""What is reported of a dataset whose sessions are asked for; arp@k is the papers' POP."""
 
 _NAME = re.compile(r"(?P<base>[a-z-]+)(@(?P<k>\d+))?(/(?P<sampler>[a-z]+)-(?P<n>\d+))?")
 
@@ -53,9 +59,9 @@ def parse_metric(name: str) -> Metric:
     >>> parse_metric("ndcg@10/uniform-100")
     Metric(name='ndcg@10/uniform-100', base='ndcg', k=10, candidates='uniform-100')
     """
-    known = [base if base == "mrr" else f"{base}@10" for base in (*ACCURACY, *BEYOND)]
+    known = [base if base == "mrr" else f"{base}@10" for base in (*ACCURACY, *PARTED, *BEYOND)]
     match = _NAME.fullmatch(name)
-    if match is None or match["base"] not in (*ACCURACY, *BEYOND):
+    if match is None or match["base"] not in (*ACCURACY, *PARTED, *BEYOND):
         raise EnsuiteError(f"unknown metric '{name}'; {did_you_mean(name, known)}")
     base, k = match["base"], None if match["k"] is None else int(match["k"])
     if k is None and base != "mrr":
@@ -64,7 +70,7 @@ def parse_metric(name: str) -> Metric:
         raise EnsuiteError(f"metric '{name}': the cut-off must be 1 or more")
     if match["sampler"] is None:
         return Metric(name, base, k)
-    if match["sampler"] not in SAMPLERS or base in BEYOND or int(match["n"]) == 0:
+    if match["sampler"] not in SAMPLERS or base not in ACCURACY or int(match["n"]) == 0:
         hint = did_you_mean(match["sampler"], SAMPLERS)
         raise EnsuiteError(
             f"unknown metric '{name}': sampled metrics are named like 'ndcg@10/uniform-100'; {hint}"
@@ -73,7 +79,7 @@ def parse_metric(name: str) -> Metric:
 
 
 def compute_metrics(ranks: Ranks, names: Sequence[str] = DEFAULT_METRICS) -> dict[str, float]:
-    """Return the mean over cases of each metric.
+    """Return the mean over users of each metric, NaN for one that no case has a value of.
 
     >>> n = np.zeros(1, int)
     >>> one = Ranks(n, n, n, n, np.array([0, 1]), np.array([7]), np.array([2.0]), n, 20)
@@ -84,11 +90,11 @@ def compute_metrics(ranks: Ranks, names: Sequence[str] = DEFAULT_METRICS) -> dic
         raise EnsuiteError(
             "there are no cases to evaluate: no user has a history and a target in this phase of the split"
         )
-    return {name: float(per_case(ranks, name).mean()) for name in names}
+    return {name: mean_of(user_means(per_case(ranks, name), ranks.user)) for name in names}
 
 
 def per_case(ranks: Ranks, name: str) -> np.ndarray:
-    """Return a metric's value for every case: [C] float64."""
+    """Return a metric's value for every case, NaN where it has none: [C] float64."""
     metric = parse_metric(name)
     if metric.beyond:
         raise EnsuiteError(f"metric '{name}' describes lists, not ranks: see `ensuite.evaluate.beyond`")
@@ -97,6 +103,11 @@ def per_case(ranks: Ranks, name: str) -> np.ndarray:
             f"metric '{name}' is over {metric.candidates}, these ranks are over {ranks.candidates}"
         )
     check_cutoff(metric, ranks)
+    if metric.base in PARTED:
+        part, there = part_of(ranks, metric.base)
+        values = np.full(len(ranks), np.nan)
+        values[there] = per_case(part, f"{metric.base.split('-')[0]}@{metric.k}")
+        return values
     k = np.inf if metric.k is None else metric.k
     rank, owner, n_cases = ranks.rank, ranks.owner, len(ranks)
     hit = rank <= k  # [T]

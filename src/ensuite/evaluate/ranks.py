@@ -46,6 +46,8 @@ class Ranks:
     n_items: int
     candidates: str = ALL_ITEMS
     lists: np.ndarray | None = None  # [C, K] int64, item rows of the best K, 0 where there are no more
+    repeat: np.ndarray | None = None  # [T] bool, the user's training events hold the target
+    repeat_lists: np.ndarray | None = None  # [C, K] bool, likewise of the lists; see `repeats`
 
     def __len__(self) -> int:
         return len(self.case)
@@ -85,6 +87,8 @@ class Ranks:
             rank=self.rank[targets],
             ties=self.ties[targets],
             lists=None if self.lists is None else self.lists[rows],
+            repeat=None if self.repeat is None else self.repeat[targets],
+            repeat_lists=None if self.repeat_lists is None else self.repeat_lists[rows],
         )
 
     def restrict(self, keep: np.ndarray) -> Ranks:
@@ -97,6 +101,7 @@ class Ranks:
             target=self.target[keep],
             rank=self.rank[keep],
             ties=self.ties[keep],
+            repeat=None if self.repeat is None else self.repeat[keep],
         )
         return kept.take(left > 0)
 

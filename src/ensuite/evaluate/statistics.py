@@ -35,22 +35,38 @@ class Interval:
 def user_means(values: np.ndarray, user: np.ndarray) -> np.ndarray:
     """Average the cases of each user, users ascending: [C, ...] and [C] give [U, ...].
 
+    NaN says that a case has no value: it is left out, and a user with no other case is NaN.
+
     >>> user_means(np.array([1.0, 0.0, 1.0]), np.array([4, 4, 9])).tolist()
     [0.5, 1.0]
     """
-    users, row, count = np.unique(user, return_inverse=True, return_counts=True)
+    users, row = np.unique(user, return_inverse=True)
     if len(users) == len(user):
         return values[np.argsort(user, kind="stable")]
-    out = np.zeros((len(users), *values.shape[1:]))
-    np.add.at(out, row, values)
-    return out / count.reshape(-1, *[1] * (values.ndim - 1))
+    there = ~np.isnan(values)
+    total, seen = (np.zeros((len(users), *values.shape[1:])) for _ in range(2))
+    np.add.at(total, row, np.where(there, values, 0.0))
+    np.add.at(seen, row, there)
+    return np.divide(total, seen, out=np.full_like(total, np.nan), where=seen > 0)
+
+
+def mean_of(values: np.ndarray) -> float:
+    """Return the mean of the users who have a value (are not NaN); NaN when nobody has."""
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if len(there) else float("nan")
 
 
 def bootstrap_means(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """Return the means of each column under resampling of the rows: [U, M] gives [resamples, M].
 
-    The draws depend on U, ``resamples`` and ``seed`` only, so two calls of the same shape are paired.
+    The draws depend on U, ``resamples`` and ``seed`` only, so two calls of the same shape are paired. A mean
+    is over the users drawn who have a value (are not NaN).
     """
+    there = ~np.isnan(values)
+    if not there.all():
+        seen = bootstrap_means(there.astype(np.float64), resamples, seed)
+        total = bootstrap_means(np.where(there, values, 0.0), resamples, seed)
+        return np.divide(total, seen, out=np.full_like(total, np.nan), where=seen > 0)
     n = len(values)
     columns = np.ascontiguousarray(values.T, np.float64)  # [M, U]
     rng = np.random.default_rng(seed)
@@ -77,7 +93,8 @@ def intervals(
     """
     means = bootstrap_means(values, resamples, seed)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return [Interval(*map(float, row)) for row in zip(values.mean(0), low, high)]
+    middle = [mean_of(column) for column in values.T]
+    return [Interval(*map(float, row)) for row in zip(middle, low, high)]
 
 
 def paired_p(a: np.ndarray, b: np.ndarray) -> float:
@@ -87,7 +104,9 @@ def paired_p(a: np.ndarray, b: np.ndarray) -> float:
     """
     from scipy import stats  # heavy: only when a test is asked for
 
-    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    both = ~(np.isnan(a) | np.isnan(b))
+    a, b = np.asarray(a, np.float64)[both], np.asarray(b, np.float64)[both]
+    difference = a - b
     if len(difference) < 2 or not difference.any():
         return 1.0
     if np.ptp(difference) == 0.0:

@@ -146,7 +146,7 @@ class Retriever(Model):
     differs from "predict `targets` from the output at their positions", `loss`.
     """
 
-    samples = ("every-position", "last-position", "sliding", "prefixes")
+    samples: ClassVar[tuple[str, ...]] = ("every-position", "last-position", "sliding", "prefixes")
 
     def __init__(self, config: Any, n_items: int, objective: Objective | None = None):
         super().__init__(config, n_items)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +41,8 @@ class Recommender:
         What to show beside an id: [V]; None for nothing.
     time_unit
         Unit of times given as plain numbers: "s", "ms", "us" or "ns".
+    exclude
+        What `recommend` leaves out when it is not told: as the model was measured.
 
     Examples
     --------
@@ -57,6 +60,7 @@ class Recommender:
         titles: Sequence[str | None] | None = None,
         *,
         time_unit: str = "s",
+        exclude: Literal["seen", "none"] = "seen",
     ):
         if len(item_ids) != model.n_items:
             raise EnsuiteError(
@@ -66,6 +70,7 @@ class Recommender:
         self.item_ids = list(item_ids)
         self.titles = None if titles is None else ["" if title is None else str(title) for title in titles]
         self.time_unit = time_unit
+        self.exclude = exclude
         self._rows = {str(item): row for row, item in enumerate(self.item_ids, 1)}
         self._catalogue: Any = None
 
@@ -82,14 +87,17 @@ class Recommender:
             (run.items[name].to_list() for name in ("title", "name") if name in run.items.columns), None
         )
         unit = run.card["data"].get("time_unit") or "s"
-        return cls(run.model.to(device), run.items["item_id"].to_list(), titles, time_unit=unit)
+        exclude = run.card.get("protocol", {}).get("exclude", "seen")
+        return cls(
+            run.model.to(device), run.items["item_id"].to_list(), titles, time_unit=unit, exclude=exclude
+        )
 
     def recommend(
         self,
         history: Iterable[Any],
         k: int = 10,
         *,
-        exclude: Literal["seen", "none"] | Iterable[ItemId] = "seen",
+        exclude: Literal["seen", "none"] | Iterable[ItemId] | None = None,
         candidates: Iterable[ItemId] | None = None,
         at: When | None = None,
     ) -> Recommendations:
@@ -98,14 +106,16 @@ class Recommender:
         Parameters
         ----------
         history
-            Item ids, oldest first, or tuples (item id, time), which are put in order of time; a list of such
-            lists for many users. Times are datetimes, ISO texts or numbers in the dataset's unit. Items that
-            the model does not know are left out, and named in the answer's ``unknown``.
+            Item ids, oldest first, or tuples (item id, time) or (item id, time, session), which are put in
+            order of time; a list of such lists for many users. A session is any value that its events share;
+            models of sessions cut by pauses where none is given. Times are datetimes, ISO texts or numbers
+            in the dataset's unit. Items that the model does not know are left out, and named in the answer's
+            ``unknown``.
         k
             How many items.
         exclude
             "seen": none of the history's own items; "none": any item; a list of ids: none of these (nor any
-            other rule).
+            other rule). By default as the model was measured: "seen", or "none" after a sessions split.
         candidates
             Choose among these items only.
         at
@@ -122,16 +132,17 @@ class Recommender:
         read = [self._read(events, name_of(number, many)) for number, events in enumerate(histories, 1)]
         asked = None if at is None else to_seconds(at, self.time_unit)
         allowed, unknown_candidates = self._allowed(candidates)
-        excluded = [self._excluded(exclude, rows) for rows, _, _ in read]
+        exclude = self.exclude if exclude is None else exclude
+        excluded = [self._excluded(exclude, rows) for rows, *_ in read]
         self._check_k(k, allowed, excluded, many)
         ranked: list[Ranked] = [None] * len(read)  # type: ignore[list-item]
         order = sorted(range(len(read)), key=lambda number: len(read[number][0]))
         for at_number in range(0, len(order), BATCH):
             which = order[at_number : at_number + BATCH]
-            batch = self._build([read[number][:2] for number in which], asked, many)
+            batch = self._build([read[number][:3] for number in which], asked, many)
             scores, rows = self._best(batch, k, allowed, [excluded[number] for number in which])
             for number, values, items in zip(which, scores.tolist(), rows.tolist()):
-                ranked[number] = self._name(items, values, read[number][2])
+                ranked[number] = self._name(items, values, read[number][3])
         return Recommendations(ranked, many, unknown_candidates)
 
     def similar(self, item: ItemId, k: int = 10) -> Recommendations:
@@ -159,9 +170,11 @@ class Recommender:
 
     # -- reading a request -------------------------------------------------------------------------
 
-    def _read(self, events: list[Any], name: str) -> tuple[list[int], list[int] | None, list[ItemId]]:
-        """Return known item rows, their times in seconds, and the unknown items."""
-        items, times = split_times(events, self.time_unit, name)
+    def _read(
+        self, events: list[Any], name: str
+    ) -> tuple[list[int], list[int] | None, list[Any] | None, list[ItemId]]:
+        """Return known item rows, their times in seconds, their sessions, and the unknown items."""
+        items, times, sessions = split_times(events, self.time_unit, name)
         rows = [self._rows.get(str(item), 0) for item in items]
         unknown = [item for item, row in zip(items, rows) if not row]
         if len(unknown) == len(rows):
@@ -175,7 +188,8 @@ class Recommender:
                 "tuples (on the command line --times, one for each item)"
             )
         kept = None if times is None else [time for time, row in zip(times, rows) if row]
-        return [row for row in rows if row], kept, unknown
+        shared = None if sessions is None else [key for key, row in zip(sessions, rows) if row]
+        return [row for row in rows if row], kept, shared, unknown
 
     def _example(self) -> str:
         return f"known ids look like {', '.join(repr(item) for item in self.item_ids[:3])}"
@@ -221,13 +235,25 @@ class Recommender:
                 )
 
     def _build(
-        self, read: list[tuple[list[int], list[int] | None]], asked: int | None, many: bool
+        self,
+        read: list[tuple[list[int], list[int] | None, list[Any] | None]],
+        asked: int | None,
+        many: bool,
     ) -> History:
         """Pad the last events of the histories on the right."""
         length = self.model.max_length
-        cut = [(rows[-length:], None if times is None else times[-length:]) for rows, times in read]
+        cut = [(rows[-length:], None if times is None else times[-length:]) for rows, times, _ in read]
         width = max(len(rows) for rows, _ in cut)
         items = torch.tensor([rows + [0] * (width - len(rows)) for rows, _ in cut])
+        keys = [None if sessions is None else sessions[-length:] for _, _, sessions in read]
+        if any(one is None for one in keys) and any(one is not None for one in keys):
+            raise EnsuiteError("some histories have sessions and some have none; give all of them, or none")
+        sessions = None
+        if keys[0] is not None:
+            sessions = torch.zeros_like(items)
+            for row, one in enumerate(key for key in keys if key is not None):
+                changes = [int(a != b) for a, b in pairwise(one)]
+                sessions[row, : len(one)] = torch.tensor([0, *accumulate(changes)])
         timed = [times for _, times in cut if times is not None]
         if len(timed) < len(cut):
             if timed and self.model.needs_times():
@@ -243,7 +269,7 @@ class Recommender:
                     f"at: the request lies {one[-1] - asked:,} seconds before the last event of {which}"
                 )
             requests[row, len(one) - 1] = one[-1] if asked is None else asked
-        return History(items, times, requests)
+        return History(items, times, requests, sessions)
 
     # -- answering it ------------------------------------------------------------------------------
 
@@ -285,8 +311,9 @@ class Recommender:
 
 
 def user_history(dataset: Dataset, user_id: Any, *, before: When | None = None) -> list[Any]:
-    """Return all events of a user of a dataset, as `Recommender.recommend` takes them: (item id, time), or
-    item ids alone where the dataset has no times. With ``before``, only events earlier than that.
+    """Return all events of a user of a dataset, as `Recommender.recommend` takes them: (item id, time,
+    session) or (item id, time) as far as the dataset has them, or item ids alone. With ``before``, only
+    events earlier than that.
 
     Raises
     ------
@@ -302,10 +329,13 @@ def user_history(dataset: Dataset, user_id: Any, *, before: When | None = None) 
     if dataset.time is None:
         return items
     unit = dataset.card["time_unit"]
-    events = list(zip(items, np.asarray(dataset.time[rows]).tolist()))
+    columns = [items, np.asarray(dataset.time[rows]).tolist()]
+    if "session" in dataset.card["columns"]:
+        columns.append(np.asarray(dataset.column("session")[rows]).tolist())
+    events = list(zip(*columns))
     if before is not None:
         limit = to_seconds(before, unit)
-        events = [(item, time) for item, time in events if to_seconds(time, unit) < limit]
+        events = [event for event in events if to_seconds(event[1], unit) < limit]
         if not events:
             raise EnsuiteError(f"{dataset.path}: user {user_id!r} has no event before {before}")
     return events

@@ -19,7 +19,8 @@ When = dt.datetime | dt.date | str | float
 def read_histories(history: Iterable[Any]) -> tuple[list[list[Any]], bool]:
     """Return the histories as lists of events, and whether many were given.
 
-    A list of lists is many histories; anything else is one. Events are item ids, or tuples (item id, time).
+    A list of lists is many histories; anything else is one. Events are item ids, or tuples (item id, time) or
+    (item id, time, session).
 
     >>> read_histories([1, 2])
     ([[1, 2]], False)
@@ -50,21 +51,27 @@ def _is_list(event: Any) -> bool:
     )
 
 
-def split_times(events: list[Any], unit: str, name: str) -> tuple[list[ItemId], list[int] | None]:
-    """Separate item ids and times (whole seconds), and put the events in order of time, equal times as they
-    stood."""
+def split_times(
+    events: list[Any], unit: str, name: str
+) -> tuple[list[ItemId], list[int] | None, list[Any] | None]:
+    """Separate item ids, times (whole seconds) and sessions, and put the events in order of time, equal times
+    as they stood."""
     pairs = [event for event in events if isinstance(event, tuple)]
     if not pairs:
-        return events, None
+        return events, None, None
     if len(pairs) < len(events):
         raise EnsuiteError(
             f"{name}: {len(pairs)} of {len(events)} events have a time; give all of them one, or none"
         )
     for pair in pairs:
-        if len(pair) != 2:
-            raise EnsuiteError(f"{name}: {pair!r}: an event is an item id or a tuple (item id, time)")
-    timed = sorted(((item, to_seconds(when, unit)) for item, when in pairs), key=lambda pair: pair[1])
-    return [item for item, _ in timed], [seconds for _, seconds in timed]
+        if len(pair) not in (2, 3) or len(pair) != len(pairs[0]):
+            raise EnsuiteError(
+                f"{name}: {pair!r}: an event is an item id, or a tuple (item id, time), or (item id, time, "
+                "session), all of one kind"
+            )
+    timed = sorted(((to_seconds(pair[1], unit), pair) for pair in pairs), key=lambda event: event[0])
+    sessions = [pair[2] for _, pair in timed] if len(pairs[0]) == 3 else None
+    return [pair[0] for _, pair in timed], [seconds for seconds, _ in timed], sessions
 
 
 def to_seconds(when: When, unit: str) -> int:

@@ -198,7 +198,7 @@ def build_card(model: Model, config: RunConfig, dataset: Dataset) -> dict[str, A
         },
         "protocol": {
             "candidates": "all items of the dataset",
-            "exclude": "seen",
+            "exclude": dataset.exclude,
             "ranks": "1 + higher + half of the tied",
             "selection": f"best {config.training.metric} on validation",
             "request_time": model.reads_request_time(),

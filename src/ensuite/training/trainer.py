@@ -22,8 +22,9 @@ from ensuite.data.batches import Batch
 from ensuite.data.dataset import Cases, Dataset
 from ensuite.data.samples import Samples
 from ensuite.errors import EnsuiteError
-from ensuite.evaluate.metrics import compute_metrics
+from ensuite.evaluate.metrics import compute_metrics, parse_metric
 from ensuite.evaluate.ranks import compute_ranks, gather
+from ensuite.evaluate.repeats import PARTED, mark_repeats
 from ensuite.models.base import Model
 from ensuite.training.checkpoint import State, cut_log, load_checkpoint, save_checkpoint
 from ensuite.training.config import RunConfig
@@ -249,10 +250,17 @@ class Trainer:
         self.model.eval()
         began = time.perf_counter()
         ranks = compute_ranks(
-            self.model, self.dataset.events("all"), self.cases, device=self.accelerator.device, part=self.part
+            self.model,
+            self.dataset.events("all"),
+            self.cases,
+            exclude=self.dataset.exclude,
+            device=self.accelerator.device,
+            part=self.part,
         )
         ranks = gather(ranks) if self.part[1] > 1 else ranks
         names = dict.fromkeys((self.config.training.metric, *VALIDATION_METRICS))
+        if any(parse_metric(name).base in PARTED for name in names):
+            ranks = mark_repeats(ranks, self.dataset.events("train"))
         metrics = compute_metrics(ranks, tuple(names))
         self._log(
             {
@@ -342,9 +350,10 @@ class Trainer:
 
 
 def validation_cases(dataset: Dataset, config: RunConfig) -> Cases:
-    """Return the validation cases, or the fixed sample of them that the configuration asks for."""
+    """Return the validation cases, or those of the fixed sample of users that the configuration asks for."""
     cases = dataset.cases("valid")
-    n = config.training.validation_users
-    if 0 < n < len(cases):
-        cases = cases.take(np.sort(np.random.default_rng(config.seed).choice(len(cases), n, replace=False)))
+    users, n = np.unique(cases.user), config.training.validation_users
+    if 0 < n < len(users):
+        some = users[np.random.default_rng(config.seed).choice(len(users), n, replace=False)]
+        cases = cases.take(np.flatnonzero(np.isin(cases.user, some)))
     return cases

@@ -13,11 +13,13 @@ ALPHA = 0.05
 
 
 def score(value: float) -> str:
-    """Write a metric: four decimals, and no zero before the point when it is below 1.
+    """Write a metric: four decimals, and no zero before the point when it is below 1; NaN, no value, as "-".
 
     >>> score(0.18213), score(1.0), score(-0.02), score(11.336)
     ('.1821', '1.0000', '-.0200', '11.34')
     """
+    if value != value:
+        return "-"
     if abs(value) >= 10:
         return f"{value:.2f}"
     text = f"{value:.4f}"
