@@ -139,8 +139,9 @@ def plot(data: str, title: str, found: dict[str, list[Row]]) -> str:
     chart = scatter_chart(
         series,
         title=f"{title}: NDCG@10 against training time",
-        x_label="seconds of training",
+        x_label="training time",
         y_label="NDCG@10",
+        x_text=seconds,
     )
     (DOCS / f"results-{data}.svg").write_text(standalone(chart))
     return f"results-{data}.svg"

@@ -311,7 +311,7 @@ def _place(
         for shift in (0, -15, 15, -29, 29, -43, 43)
         for right in (True, False)
     ]
-    inside = [(left, at) for left, at in places if left + wide <= width] or places
+    inside = [(left, at) for left, at in places if left >= 0 and left + wide <= width] or places
     free = (
         p
         for p in inside
