@@ -141,7 +141,8 @@ def test_last_event_mode_ignores_the_request_time():
 
 def test_padding_content_and_amount_change_nothing():
     model, history = make_model(), make_history()
-    short = History(*(x[1:2, : int(history.lengths[1])] for x in vars(history).values()))
+    columns = (history.items, history.times, history.request_times)
+    short = History(*(x[1:2, : int(history.lengths[1])] for x in columns))
     noise = torch.where(history.mask, history.times, 12345)
     for run in (model.forward_dense, model.forward_ragged):
         expected = real(run(history), history)
