@@ -89,6 +89,7 @@ class Trainer:
             batch_size=config.training.batch_size,
             seed=config.seed,
         )
+        model.fit(dataset.events("train"))  # what it refuses, it refuses before a run folder is touched
 
     # -- models that are counted --
 
@@ -109,7 +110,6 @@ class Trainer:
     def train(self, resume: bool) -> None:
         training, accelerator = self.config.training, self.accelerator
         self.steps = -(-len(self.samples) // training.accumulate)
-        self.model.fit(self.dataset.events("train"))
         self.optimizer = build_optimizer(self.model, training)
         if resume:
             self.state = load_checkpoint(self.out, self.model, self.optimizer)
