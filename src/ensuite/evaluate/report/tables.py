@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from typing import Any
 
 from ensuite.evaluate.compare import Comparison, Row
@@ -27,11 +28,13 @@ def score(value: float) -> str:
 
 
 def interval(value: Interval) -> str:
-    """Write an interval's ends.
+    """Write an interval's ends; nothing where there is none.
 
     >>> interval(Interval(0.18, 0.17, 0.19))
     '.1700–.1900'
     """
+    if math.isnan(value.low):
+        return ""
     return f"{score(value.low)}{' to ' if value.low < 0 else '–'}{score(value.high)}"
 
 
