@@ -39,6 +39,15 @@ def test_the_built_in_space_of_every_model_is_valid(name):
         resolve(name, nest({key: take(values) for key, values in space.items()}))
 
 
+def test_a_wrappers_base_can_be_searched():
+    _, config = config_of("rearec")
+    space = read_space({"model.encoder.dim": [32, 64], "model": {"steps": [1, 2]}}, config, "space")
+    assert defaults_inside(space, config) == {"model.encoder.dim": 64, "model.steps": 2}
+    assert resolve("rearec", nest({"model.encoder.dim": 32}))[1].model.encoder.dim == 32
+    with pytest.raises(EnsuiteError, match=r"model.encoder.dimm'; did you mean 'dim'"):
+        read_space({"model.encoder.dimm": [32]}, config, "space")
+
+
 def test_nothing_to_search_is_said():
     with pytest.raises(EnsuiteError, match="recency: there is nothing to search"):
         built_in_space(*config_of("recency"))

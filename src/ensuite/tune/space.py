@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 from ensuite.config import build_config, config, merge
@@ -145,18 +146,21 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any
 
 
 def _check_key(key: str, config: RunConfig, where: str) -> None:
-    section, _, field = key.partition(".")
+    section, *path = key.split(".")
     if section not in SECTIONS:
         raise EnsuiteError(f"{where}: unknown key '{key}'; sections are {', '.join(SECTIONS)}")
-    known = {name.name for name in dataclasses.fields(getattr(config, section))}
-    if field not in known:
-        raise EnsuiteError(f"{where}: unknown key '{key}'; {did_you_mean(field, known)}")
+    part = getattr(config, section)
+    for field in path or [""]:  # a wrapper's base has settings of its own: model.encoder.dim
+        known = [name.name for name in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else []
+        if field not in known:
+            raise EnsuiteError(f"{where}: unknown key '{key}'; {did_you_mean(field, known)}")
+        part = getattr(part, field)
 
 
 def defaults_inside(space: Space, config: RunConfig) -> dict[str, Any]:
     """Return the values that ``config`` has now, for the keys where the space holds them: the first point to
     try."""
-    now = {key: getattr(getattr(config, key.partition(".")[0]), key.partition(".")[2]) for key in space}
+    now = {key: attrgetter(key)(config) for key in space}
     return {
         key: now[key]
         for key, values in space.items()
@@ -169,9 +173,12 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
     >>> nest({"model.dim": 64, "training.lr": 0.1})
     {'model': {'dim': 64}, 'training': {'lr': 0.1}}
+    >>> nest({"model.encoder.dim": 64})
+    {'model': {'encoder': {'dim': 64}}}
     """
     out: dict[str, Any] = {}
     for key, value in values.items():
-        section, _, field = key.partition(".")
-        out = merge(out, {section: {field: value}})
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        out = merge(out, value)
     return out
