@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ensuite.data.batches import Batch, History
-from ensuite.evaluate.report.svg import N_COLOURS, Series, line_chart, words
+from ensuite.evaluate.report.svg import Series, line_chart, standalone, with_legend
 from ensuite.models.base import Retriever
 from ensuite.models.sasrec import SASRec
 from ensuite.models.sigma import SIGMA
@@ -38,15 +38,7 @@ SYSTEMS: dict[str, tuple[type[Retriever], dict[str, Any]]] = {
     "Mamba4Rec": (SIGMA, {"flip": "none", "gate": "none", "fe_gru": False}),
     "SASRec": (SASRec, {}),
 }
-COLOURS = ("#3b6fe0", "#129a7d", "#e07a2f")
-STYLE = (
-    "text{font:12px sans-serif;fill:#667085}.grid{stroke:#e8ebf0}.axis{stroke:#b4bcc8}.line{fill:none;"
-    "stroke-width:2}.aim{fill:none}svg{background:#fff;"
-    + "".join(f"--s{i}:{colour};" for i, colour in enumerate(COLOURS))
-    + "}"
-)
 TIMES = {"train": "training step", "score": "scoring the catalogue"}
-assert len(COLOURS) == len(SYSTEMS) <= N_COLOURS
 
 
 @dataclass
@@ -181,14 +173,7 @@ def draw(rows: list[dict[str, Any]], key: str, name: str, path: Path) -> None:
         x_ticks=sorted({row["length"] for row in rows}),
         x_text=lambda value: f"{value:,.0f}",
     )
-    legend = "".join(
-        f'<circle cx="82" cy="{24 + 16 * i}" r="4" style="fill:{COLOURS[i]}"/>'
-        + words(92, 28 + 16 * i, system, "name")
-        for i, system in enumerate(SYSTEMS)
-    )
-    chart = chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="560" height="320" ', 1)
-    head, _, marks = chart.partition(">")
-    path.write_text(f"{head}><style>{STYLE}</style>{marks.removesuffix('</svg>')}{legend}</svg>\n")
+    path.write_text(standalone(with_legend(chart, series)))
 
 
 if __name__ == "__main__":

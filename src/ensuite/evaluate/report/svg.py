@@ -140,7 +140,7 @@ def with_legend(chart: str, series: Sequence[Series]) -> str:
             f'<rect x="{x:.1f}" y="-16" width="9" height="9" rx="2" style="fill:{paint(s.colour)}"/>'
         )
         marks.append(words(x + 13, -7.5, s.name, "tick"))
-        x += 30 + 6.2 * len(s.name)
+        x += 30 + 6.8 * len(s.name)
     start, height = chart.index('viewBox="0 0 '), 24
     size = chart[start + 13 : chart.index('"', start + 9)]
     wide, high = size.split()
