@@ -66,7 +66,8 @@ def row(full: Run, run: Run, options: Options) -> dict[str, Any]:
     out = {"system": full.config.name, "data": options.data_name, "change": changes(full, run)}
     for phase in ("valid", "test"):
         values = compute_metrics(
-            compute_ranks(run.model, dataset.events("all"), dataset.cases(phase)), METRICS
+            compute_ranks(run.model, dataset.events("all"), dataset.cases(phase), exclude=dataset.exclude),
+            METRICS,
         )
         out |= {f"{phase} {name}": round(value, 6) for name, value in values.items()}
     return out | {
