@@ -115,7 +115,7 @@ class AdaRetrieval(Wrapper):
     summary = "Retrieval in rounds, each conditioned on what the rounds before it returned"
     paper = "Li et al., AAAI 2024, arXiv:2401.06633"
     family = "wrapper"
-    state = "in"
+    state = "measured"
 
     def __init__(self, config: AdaRetrievalConfig, n_items: int, objective: Objective | None = None):
         super().__init__(config, n_items, objective)

@@ -136,7 +136,7 @@ class ICSRec(Retriever):
     summary = "Transformer or GRU with contrasts of subsequences that share an intent"
     paper = "Qin et al., WSDM 2024, arXiv:2310.14318"
     family = "contrastive"
-    state = "in"
+    state = "measured"
 
     def __init__(self, config: ICSRecConfig, n_items: int, objective: Objective | None = None):
         super().__init__(config, n_items, objective)

@@ -121,7 +121,7 @@ class MQSATED(Retriever):
     summary = "Short and long attention queries, taught by transition counts"
     paper = "Zhu et al., WSDM 2024, arXiv:2311.01056"
     family = "attention"
-    state = "in"
+    state = "measured"
 
     def __init__(self, config: MQSATEDConfig, n_items: int, objective: Objective | None = None):
         super().__init__(config, n_items, objective)

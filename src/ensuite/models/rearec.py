@@ -109,7 +109,7 @@ class ReaRec(Wrapper):
     summary = "Latent reasoning: a retriever reads on from its own last state, K times"
     paper = "Tang et al., 2025, arXiv:2503.22675"
     family = "wrapper"
-    state = "in"
+    state = "measured"
     epoch: Tensor
 
     def __init__(self, config: Any, n_items: int, objective: Objective | None = None):
