@@ -16,6 +16,7 @@ from ensuite.models.base import Model
 from ensuite.models.popularity import Popularity, PopularityConfig
 from ensuite.models.recency import Recency, RecencyConfig
 from ensuite.models.sasrec import SASRec
+from ensuite.serve import engine
 from ensuite.serve import recommender as module
 from ensuite.serve.recommender import Recommender, user_history
 
@@ -98,7 +99,7 @@ def test_ties_go_to_the_item_further_up_in_the_table():
 @pytest.mark.parametrize("held", [1, 2, 3, 1 << 24])
 def test_blocks_of_any_width_give_the_same(held, monkeypatch):
     recommender = popular(counts=(3, 1, 3, 2, 3, 3, 0), ids=list("abcdefg"))
-    monkeypatch.setattr(module, "SCORES_HELD", held)
+    monkeypatch.setattr(engine, "SCORES_HELD", held)
     assert recommender.recommend(["c"], k=6).ids == ["a", "e", "f", "d", "b", "g"]
     assert recommender.recommend(["c"], k=2, candidates=["g", "b", "f"]).ids == ["f", "b"]
     assert recommender.recommend([["c"], ["a", "g"]], k=3).ids == [["a", "e", "f"], ["c", "e", "f"]]
@@ -207,7 +208,7 @@ def test_exclude_of_another_name_is_refused():
 
 def test_scores_that_are_not_numbers_are_an_error():
     recommender = popular()
-    recommender._catalogue = torch.full((6,), torch.nan)
+    recommender.engine._catalogue = torch.full((6,), torch.nan)
     with pytest.raises(EnsuiteError, match="NaN"):
         recommender.recommend([10], k=1)
 

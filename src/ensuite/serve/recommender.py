@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
@@ -14,17 +14,15 @@ from torch import Tensor
 from ensuite.data.batches import History
 from ensuite.data.dataset import Dataset, index_ids
 from ensuite.errors import EnsuiteError
-from ensuite.evaluate.scoring import item_blocks, model_device
 from ensuite.models.base import Model, Retriever
+from ensuite.serve.engine import Engine, ModelEngine
 from ensuite.serve.recommendations import Ranked, Recommendations
 from ensuite.serve.requests import ItemId, When, name_of, read_histories, split_times, to_seconds
-from ensuite.serve.top_k import merge_top_k
+from ensuite.serve.top_k import top_k
 from ensuite.training.run import Run, load_run
 
 BATCH = 256
 """Histories scored at a time."""
-SCORES_HELD = 1 << 24
-"""How many scores are held at a time: 64 MiB as float32."""
 
 
 class Recommender:
@@ -43,6 +41,8 @@ class Recommender:
         Unit of times given as plain numbers: "s", "ms", "us" or "ns".
     exclude
         What `recommend` leaves out when it is not told: as the model was measured.
+    engine
+        How the best items are found; by default the model scores them all.
 
     Examples
     --------
@@ -61,6 +61,7 @@ class Recommender:
         *,
         time_unit: str = "s",
         exclude: Literal["seen", "none"] = "seen",
+        engine: Engine | None = None,
     ):
         if len(item_ids) != model.n_items:
             raise EnsuiteError(
@@ -72,7 +73,7 @@ class Recommender:
         self.time_unit = time_unit
         self.exclude = exclude
         self._rows = {str(item): row for row, item in enumerate(self.item_ids, 1)}
-        self._catalogue: Any = None
+        self.engine = engine or ModelEngine(self.model)
 
     @classmethod
     def load(cls, run: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Recommender:
@@ -140,7 +141,7 @@ class Recommender:
         for at_number in range(0, len(order), BATCH):
             which = order[at_number : at_number + BATCH]
             batch = self._build([read[number][:3] for number in which], asked, many)
-            scores, rows = self._best(batch, k, allowed, [excluded[number] for number in which])
+            scores, rows = self.engine.top_k(batch, k, allowed, [excluded[number] for number in which])
             for number, values, items in zip(which, scores.tolist(), rows.tolist()):
                 ranked[number] = self._name(items, values, read[number][3])
         return Recommendations(ranked, many, unknown_candidates)
@@ -160,7 +161,7 @@ class Recommender:
             vectors = torch.nn.functional.normalize(self.model.item_vectors().float(), dim=-1)  # [V + 1, D]
             cosines = (vectors @ vectors[row])[None]
             cosines[0, [0, row]] = -torch.inf
-            scores, rows = merge_top_k([(0, cosines)], k)
+            scores, rows = top_k(cosines, k)
         return Recommendations([self._name(rows[0].tolist(), scores[0].tolist(), [])])
 
     def title(self, item: ItemId) -> str | None:
@@ -270,40 +271,6 @@ class Recommender:
                 )
             requests[row, len(one) - 1] = one[-1] if asked is None else asked
         return History(items, times, requests, sessions)
-
-    # -- answering it ------------------------------------------------------------------------------
-
-    def _best(
-        self, history: History, k: int, allowed: Tensor | None, excluded: list[np.ndarray]
-    ) -> tuple[Tensor, Tensor]:
-        """Return scores and item rows of the best k: [B, k] each."""
-        with torch.inference_mode():
-            if self._catalogue is None:
-                self._catalogue = self.model.catalogue()
-            score = self.model.scorer(history.to(model_device(self.model)), self._catalogue)
-            scores, rows = merge_top_k(self._blocks(score, len(history.items), allowed, excluded), k)
-        if bool(torch.isneginf(scores).any()):
-            raise EnsuiteError(f"the model gives fewer than k = {k} items a finite score; ask for fewer")
-        return scores, rows
-
-    def _blocks(
-        self, score: Any, n_histories: int, allowed: Tensor | None, excluded: list[np.ndarray]
-    ) -> Iterator[tuple[int, Tensor]]:
-        row = np.repeat(np.arange(n_histories), [len(rows) for rows in excluded])
-        item = np.concatenate(excluded).astype(np.int64)
-        for first, last in item_blocks(self.model.n_items, max(1, SCORES_HELD // n_histories)):
-            if allowed is not None and not bool(allowed[first:last].any()):
-                continue
-            scores = score(first, last).float().cpu()  # [B, last - first]
-            if bool(torch.isnan(scores).any()):
-                raise EnsuiteError(
-                    "the model's scores are not numbers (NaN): its weights are damaged; train it again"
-                )
-            if allowed is not None:
-                scores = scores.masked_fill(~allowed[first:last], -torch.inf)
-            inside = (item >= first) & (item < last)
-            scores[torch.from_numpy(row[inside]), torch.from_numpy(item[inside] - first)] = -torch.inf
-            yield first, scores
 
     def _name(self, rows: list[int], scores: list[float], unknown: list[ItemId]) -> Ranked:
         titles = None if self.titles is None else [self.titles[row - 1] for row in rows]
