@@ -19,6 +19,7 @@ from ensuite.data.dataset import Events
 from ensuite.objectives import Objective
 
 if TYPE_CHECKING:
+    from ensuite.models.materials import Materials
     from ensuite.training.config import RunConfig
 
 BlockScorer = Callable[[int, int], Tensor]
@@ -41,6 +42,8 @@ class Model(nn.Module):
     summary, paper, family, state
         For ``ensuite models``: what it is in a line, where it is from, which kind of system it is (baseline,
         attention, state space, wrapper, sessions, ...), and how far it is tried ("measured": in results/).
+    reads
+        What it must know of the items beside their numbers: names of the fields of `Materials`.
     causal
         Whether the output at a position depends on that position and those before it alone (the contract
         suite checks).
@@ -53,6 +56,7 @@ class Model(nn.Module):
     paper: ClassVar[str] = ""
     family: ClassVar[str] = ""
     state: ClassVar[str] = ""
+    reads: ClassVar[tuple[str, ...]] = ()
     causal: ClassVar[bool] = True
 
     def __init__(self, config: Any, n_items: int):
@@ -92,6 +96,16 @@ class Model(nn.Module):
         """Return the part that takes the weights of a run of system ``name``, another one; None: no part
         does."""
         return None
+
+    @classmethod
+    def sized_for(cls, config: Any, materials: Materials) -> Any:
+        """Return ``config`` with the sizes that only the ``materials`` know; the run's configuration is then
+        complete without them."""
+        return config
+
+    def take(self, materials: Materials) -> None:
+        """Keep what is needed of the materials that `reads` names, in buffers: a run is loaded without
+        them."""
 
     @property
     def max_length(self) -> int:

@@ -1,0 +1,18 @@
+"""What a system may know of the items beside their numbers; gathered by the training, handed to the model
+once, before it is built and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ensuite.codes.table import SemanticIdTable
+
+
+@dataclass(frozen=True)
+class Materials:
+    """Each field is there when `Model.reads` names it."""
+
+    codes: SemanticIdTable | None = None
+    """The codes of the dataset's items; rows of items that were appended to the table may follow."""
