@@ -1,1 +1,1 @@
-"""How an item becomes a few tokens: tables of codes, tokenisers, and the search over codes."""
+"""How does an item become a few tokens? Codes from item vectors."""
