@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import cache
 from pathlib import Path
 
@@ -11,16 +12,19 @@ import polars as pl
 import pytest
 import torch
 
+from ensuite.codes.table import SemanticIdTable
 from ensuite.data.batches import Batch, History, read_history
 from ensuite.data.dataset import Dataset, Events, Split, write_dataset
 from ensuite.data.samples import Samples
 from ensuite.errors import EnsuiteError
 from ensuite.models.base import FittedModel, Model
+from ensuite.models.materials import Materials
 from ensuite.models.registry import load_model
 from ensuite.objectives import build_objective
 from ensuite.training.config import RunConfig, resolve
 
 N_ITEMS, N_USERS = 50, 40
+ITEM_IDS = [f"i{n:02}" for n in range(1, N_ITEMS + 1)]
 SMALL = {
     "dim": 16,
     "heads": 2,
@@ -30,6 +34,8 @@ SMALL = {
     "dim_v": 8,
     "max_length": 12,
     "dropout": 0.1,
+    "head_dim": 8,
+    "level_sizes": (6, 5, 4, 3),
 }
 """Values for fields of these names; a model's other fields keep their defaults."""
 
@@ -71,11 +77,32 @@ def made_up_dataset(path: Path) -> Dataset:
         item_idx=events.item_idx,
         time=events.time,
         split=Split(lengths - 2, lengths - 1, lengths),
-        items=pl.DataFrame({"item_id": [f"i{n:02}" for n in range(1, N_ITEMS + 1)]}),
+        items=pl.DataFrame({"item_id": ITEM_IDS}),
         users=pl.DataFrame({"user_id": np.arange(N_USERS)}),
         columns={"session": events.session},
         card={"time_unit": "s", "split": {"kind": "leave-one-out", "targets": "next"}},
     )
+
+
+def small_materials(config: RunConfig) -> Materials:
+    """Return what a model reads of the 50 items: codes drawn at random, no two items alike."""
+    if config.codes is None:
+        return Materials()
+    sizes = config.model.level_sizes
+    drawn = np.random.default_rng(0).choice(math.prod(sizes), N_ITEMS, replace=False)
+    codes = np.full((N_ITEMS + 1, len(sizes)), -1, np.int32)
+    codes[1:] = np.stack(np.unravel_index(drawn, sizes), 1)
+    return Materials(codes=SemanticIdTable(codes, sizes, "shared", True, ITEM_IDS))
+
+
+def materials_section(config: RunConfig, path: Path) -> dict[str, dict[str, str]]:
+    """Write what `small_materials` gives below ``path``, and return the sections of a recipe that name it."""
+    if config.codes is None:
+        return {}
+    table = small_materials(config).codes
+    assert table is not None
+    table.save(path / "codes")
+    return {"codes": {"table": str(path / "codes")}}
 
 
 def build_model(name: str, *, seed: int = 0, with_objective: bool = True) -> Model:
@@ -88,6 +115,7 @@ def build_model(name: str, *, seed: int = 0, with_objective: bool = True) -> Mod
         counts = torch.from_numpy(np.bincount(made_up_log().item_idx, minlength=N_ITEMS + 1))
         objective = build_objective(config.objective, N_ITEMS, counts) if with_objective else None
         model = cls(config.model, N_ITEMS, objective)  # type: ignore[call-arg]
+    model.take(small_materials(config))
     try:
         model.fit(made_up_log())
     except EnsuiteError as error:

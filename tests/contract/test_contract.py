@@ -14,6 +14,7 @@ from small_models import (
     build_model,
     histories,
     made_up_dataset,
+    materials_section,
     pick,
     score,
     small_config,
@@ -232,6 +233,7 @@ def test_trained_as_a_run_it_recommends_to_somebody_unseen(name, tmp_path):
     dataset = made_up_dataset(tmp_path / "data")
     _, config = small_config(name)
     recipe = config.to_dict() | {"training": {"epochs": 1, "batch_size": 16}}
+    recipe |= materials_section(config, tmp_path)
     train(name, dataset, tmp_path / "run", recipe=recipe)
     recommender = Recommender.load(tmp_path / "run")
     seen = ["i07", "i03", "i44"]

@@ -34,11 +34,11 @@ def main(argv: list[str]) -> None:
     name, rest = argv[0], argv[1:]
     args = parse(name, rest)
     from ensuite.config import config_dict
+    from ensuite.training.config import SECTIONS
     from ensuite.training.loop import train
 
     sections = {
-        section: config_dict(getattr(args, section))
-        for section in ("model", "objective", "samples", "training")
+        section: config_dict(getattr(args, section)) for section in SECTIONS if hasattr(args, section)
     }
     run = train(
         name,
@@ -72,7 +72,7 @@ def parse(name: str, argv: list[str]) -> Any:
     from ensuite.data.samples import SamplesConfig
     from ensuite.errors import EnsuiteError
     from ensuite.objectives import ObjectiveConfig
-    from ensuite.training.config import TrainingConfig, read_recipe, resolve
+    from ensuite.training.config import CodesConfig, TrainingConfig, read_recipe, resolve
     from ensuite.training.start import start_values
 
     recipe, resuming = _early(argv, "--recipe"), _early(argv, "--out") if "--resume" in argv else None
@@ -118,6 +118,8 @@ def parse(name: str, argv: list[str]) -> Any:
         "samples": (SamplesConfig, dataclasses.field(default=config.samples)),
         "training": (TrainingConfig, dataclasses.field(default=config.training)),
     }
+    if config.codes is not None:
+        fields["codes"] = (CodesConfig, dataclasses.field(default=config.codes))
     arguments = dataclasses.make_dataclass(
         "TrainArguments",
         [(key, kind, default) for key, (kind, default) in fields.items()],

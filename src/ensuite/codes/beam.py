@@ -92,9 +92,7 @@ def _drawn(
     return torch.where(noisy == highest, above.expand_as(moved), moved)
 
 
-def _items(
-    trie: CodeTrie, leaf: Tensor, score: Tensor, k: int, allowed: Allowed
-) -> tuple[Tensor, Tensor]:
+def _items(trie: CodeTrie, leaf: Tensor, score: Tensor, k: int, allowed: Allowed) -> tuple[Tensor, Tensor]:
     """Return the first k items of the tuples ``leaf`` [B, W], whose order is the list's: [B, k] each."""
     first_leaf = trie.depths[-1].first_leaf
     first, end = first_leaf[leaf], first_leaf[leaf + 1]

@@ -181,6 +181,7 @@ class Allowed:
 
     def may(self, place: Tensor) -> Tensor:
         """Return whether the items at ``place`` [B, M] of the order may be returned: [B, M] bool."""
+        place = place.contiguous()
         may = torch.ones_like(place, dtype=torch.bool) if self.item is None else self.item[place]
         if self.out is not None:
             at = torch.searchsorted(self.out, place).clamp(max=self.out.shape[1] - 1)

@@ -268,4 +268,6 @@ def _bias_of(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Return 0 where ``mask`` [B, S] is True and -inf elsewhere, as a bias [B, 1, 1, S]."""
     if mask is None:
         return None
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)[:, None, None]
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)[
+        :, None, None
+    ]

@@ -14,7 +14,7 @@ from ensuite.models.base import Model
 from ensuite.models.registry import load_model
 from ensuite.objectives import ObjectiveConfig
 
-SECTIONS = ("model", "objective", "samples", "training")
+SECTIONS = ("model", "objective", "samples", "training", "codes")
 
 
 @config
@@ -66,6 +66,14 @@ class TrainingConfig:
             raise ValueError("lr must be positive, weight_decay and clip_norm at least 0")
 
 
+@config
+class CodesConfig:
+    """Where the codes of the items come from, for systems that read them."""
+
+    table: str = ""
+    """A folder of `ensuite codes build`."""
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """The resolved configuration of a run, as `config.yaml` holds it."""
@@ -76,12 +84,19 @@ class RunConfig:
     samples: SamplesConfig
     training: TrainingConfig
     seed: int
+    codes: CodesConfig | None = None
+    """None: the system reads no codes."""
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """The names of its sections."""
+        return SECTIONS if self.codes is not None else SECTIONS[:-1]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain values, `model.name` included."""
         return {
             "model": {"name": self.name} | config_dict(self.model),
-            **{section: config_dict(getattr(self, section)) for section in SECTIONS[1:]},
+            **{section: config_dict(getattr(self, section)) for section in self.sections[1:]},
             "seed": self.seed,
         }
 
@@ -89,7 +104,7 @@ class RunConfig:
 def resolve(
     name: str, values: Mapping[str, Any], seed: int = 1, where: str = "recipe"
 ) -> tuple[type[Model], RunConfig]:
-    """Lay ``values`` (sections model, objective, samples, training) over the model's defaults and check
+    """Lay ``values`` (sections model, objective, samples, training, codes) over the model's defaults and check
     everything.
 
     Raises
@@ -101,9 +116,12 @@ def resolve(
     cls = load_model(name)
     values = dict(values)
     seed = values.pop("seed", seed)
+    sections = SECTIONS if "codes" in cls.reads else SECTIONS[:-1]
     for section in values:
-        if section not in SECTIONS:
-            raise EnsuiteError(f"{where}: unknown key '{section}'; {did_you_mean(section, SECTIONS)}")
+        if section == "codes" and section not in sections:
+            raise EnsuiteError(f"{where}: {name} reads no codes of items; leave the section 'codes' out")
+        if section not in sections:
+            raise EnsuiteError(f"{where}: unknown key '{section}'; {did_you_mean(section, sections)}")
         if not isinstance(values[section], Mapping):
             raise EnsuiteError(f"{where}: '{section}' must hold keys and values, not {values[section]!r}")
     full = merge(cls.defaults_for(values.get("model", {})), values)
@@ -126,6 +144,11 @@ def resolve(
         samples=build_config(SamplesConfig, samples, f"{where}: samples"),
         training=build_config(TrainingConfig, full.get("training", {}), f"{where}: training"),
         seed=int(seed),
+        codes=(
+            build_config(CodesConfig, full.get("codes", {}), f"{where}: codes")
+            if "codes" in sections
+            else None
+        ),
     )
     return cls, run
 

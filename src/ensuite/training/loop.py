@@ -7,6 +7,7 @@ one.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -26,9 +27,11 @@ from ensuite.data.leakage import audit
 from ensuite.errors import EnsuiteError
 from ensuite.evaluate.metrics import parse_metric
 from ensuite.models.base import FittedModel, Model
+from ensuite.models.materials import Materials
 from ensuite.objectives import build_objective
 from ensuite.training import checkpoint
 from ensuite.training.config import RunConfig, read_recipe, resolve
+from ensuite.training.materials import gather_materials
 from ensuite.training.progress import Display
 from ensuite.training.run import Run, build_card, load_run, read_card, write_text
 from ensuite.training.start import FIRST_STAGE, start, start_values
@@ -68,7 +71,7 @@ def train(
     out
         The run folder to write.
     recipe
-        Sections `model`, `objective`, `samples`, `training`, as a mapping or a YAML file; what it leaves out
+        Sections `model`, `objective`, `samples`, `training` (and `codes`), as a mapping or a YAML file; what it leaves out
         is default.
     start_from
         A run of the same system, or of a wrapper's base, from whose best weights training starts; its model's
@@ -129,7 +132,12 @@ def train(
     )
     main = accelerator.is_main_process
     torch.manual_seed(config.seed)
+    materials = Materials() if begun else gather_materials(config, dataset, out)  # a checkpoint holds them
+    if not begun:
+        config = dataclasses.replace(config, model=cls.sized_for(config.model, materials))
     built = _build(cls, config, dataset)
+    if not begun:
+        built.take(materials)
     if built.needs_times() and dataset.time is None:
         raise EnsuiteError(
             f"{dataset.path}: has no event times, which {model} reads; prepare it with a time column, or see "
