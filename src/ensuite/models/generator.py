@@ -3,10 +3,11 @@ from it for ranking."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -106,14 +107,16 @@ class Generator(Model):
         ranking = self.config.ranking
         return ranking == "exact" or (ranking == "auto" and self.n_items <= EXACT_ITEMS)
 
-    def append(self, codes: Tensor) -> None:
-        """Add items to the catalogue by their codes, [N, L], as rows V + 1 .. V + N: they are found like any
-        other at once, and nothing that was learned changes.
+    def with_codes(self, codes: Tensor) -> Self:
+        """Return this model with items V + 1, V + 2, ... more, by their codes [N, L]: they are found, and read
+        in histories, like any other, and nothing that was learned changes.
+
+        This model stays as it is; the new one shares all weights with it.
 
         Raises
         ------
         EnsuiteError
-            When a code is outside its level, as the model has no weights for it.
+            When a code is outside its level: the model has no weights for it.
         """
         codes = codes.to(self.codes)
         sizes = codes.new_tensor(self.config.level_sizes)
@@ -122,11 +125,16 @@ class Generator(Model):
             item, level = bad[0].tolist()
             raise EnsuiteError(
                 f"new item {item + 1}: code {int(codes[item, level])} at level {level}, which has "
-                f"{int(sizes[level])}; the model was trained without it: train it again on a table with room"
+                f"{int(sizes[level])}; the model has no weights for it: train it again on a table with room"
             )
-        self.codes = torch.cat([self.codes, codes])
-        self.cold = F.pad(self.cold, (0, len(codes)), value=True)
-        self.n_items += len(codes)
+        grown = copy.copy(self)
+        grown._buffers = {
+            **self._buffers,
+            "codes": torch.cat([self.codes, codes]),
+            "cold": F.pad(self.cold, (0, len(codes)), value=True),
+        }
+        grown.n_items = self.n_items + len(codes)
+        return grown
 
     @abstractmethod
     def generate(

@@ -17,6 +17,7 @@ from ensuite.data.batches import History
 from ensuite.errors import EnsuiteError
 from ensuite.evaluate.scoring import item_blocks, model_device
 from ensuite.models.base import BlockScorer, Model
+from ensuite.models.generator import Generator
 from ensuite.serve.top_k import merge_top_k
 
 SCORES_HELD = 1 << 24
@@ -51,7 +52,8 @@ class Engine(Protocol):
 
 
 class ModelEngine:
-    """Scores the whole catalogue with the model, block by block: exact, for every system."""
+    """Scores the whole catalogue with the model, block by block: exact, for every system. A generator whose
+    catalogue is too large for that (`Generator.exact`) is asked for a search."""
 
     def __init__(self, model: Model):
         self.model = model
@@ -63,11 +65,37 @@ class ModelEngine:
         with torch.inference_mode():
             if self._catalogue is None:
                 self._catalogue = self.model.catalogue()
-            score = self.model.scorer(history.to(model_device(self.model)), self._catalogue)
+            history = history.to(model_device(self.model))
+            if isinstance(self.model, Generator) and not self.model.exact:
+                return self._search(self.model, history, k, allowed, excluded)
+            score = self.model.scorer(history, self._catalogue)
             scores, rows = merge_top_k(self._blocks(score, allowed, excluded), k)
         if bool(torch.isneginf(scores).any()):
             raise EnsuiteError(f"the model gives fewer than k = {k} items a finite score; ask for fewer")
         return scores, rows
+
+    def _search(
+        self,
+        model: Generator,
+        history: History,
+        k: int,
+        allowed: Tensor | None,
+        excluded: Sequence[np.ndarray],
+    ) -> tuple[Tensor, Tensor]:
+        out = torch.zeros(len(excluded), max(map(len, excluded)), dtype=torch.int64)
+        for row, rows in zip(out, excluded):
+            row[: len(rows)] = torch.from_numpy(rows)
+        limits = None if allowed is None else allowed.to(history.items.device)
+        rows, scores = model.generate(
+            history, k, catalogue=self._catalogue, allowed=limits, excluded=out.to(history.items.device)
+        )
+        if bool(torch.isnan(scores).any()):
+            raise EnsuiteError(
+                "the model's scores are not numbers (NaN): its weights are damaged; train it again"
+            )
+        if bool((rows == 0).any()):
+            raise EnsuiteError(f"fewer than k = {k} items have codes; ask for fewer")
+        return scores.float().cpu(), rows.cpu()
 
     def _blocks(
         self, score: BlockScorer, allowed: Tensor | None, excluded: Sequence[np.ndarray]
