@@ -200,7 +200,7 @@ def test_cold_items_take_their_share_of_a_list_and_no_more():
     history = histories(model)
     free = build()
     with torch.inference_mode():
-        items, scores = model.generate(history, 10, beams=50)
+        items, _ = model.generate(history, 10, beams=50)
         uncapped, _ = free.generate(history, 50)
         everything, _ = model.generate(history, 50)
     assert bool(((items > 25).sum(1) <= 2).all())

@@ -68,7 +68,7 @@ def beam_search(
         real = real & rank_by.isfinite()[..., None]
         gained = log_probs.float().gather(2, codes)  # [B, W, C]
         total = score[..., None] + gained
-        keys = _drawn(gained, real, rank_by, temperature, generator) if temperature else total
+        keys = drawn(gained, real, rank_by, temperature, generator) if temperature else total
         keys = keys.masked_fill(~real, -torch.inf).flatten(1)
         rank_by, at = keys.topk(min(width, keys.shape[1]), dim=1)  # [B, W']
         score, node, code = (x.flatten(1).gather(1, at) for x in (total, child, codes))
@@ -76,7 +76,7 @@ def beam_search(
     return _items(trie, node, score.masked_fill(rank_by.isneginf(), -torch.inf), k, allowed)
 
 
-def _drawn(
+def drawn(
     gained: Tensor, real: Tensor, above: Tensor, temperature: float, generator: torch.Generator | None
 ) -> Tensor:
     """Return the perturbed log-probabilities of children [B, W, C] whose maximum is that of their parent,

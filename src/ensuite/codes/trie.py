@@ -73,14 +73,12 @@ class CodeTrie:
         for depth, start in enumerate(starts):
             below = starts[depth + 1] if depth < table.shape[1] else start
             first_child = np.append(np.searchsorted(below, start), len(below))
-            arrays = (
-                table[row[start], depth - 1] if depth else np.zeros(1),
-                np.searchsorted(starts[depth - 1], start, side="right") - 1 if depth else np.zeros(1),
-                first_child,
-                np.append(start, n),
-            )
-            tensors = (torch.from_numpy(a.astype(np.int64)).to(where) for a in arrays)
-            self.depths.append(Depth(*tensors, widest=int(np.diff(first_child).max())))
+            code = table[row[start], depth - 1] if depth else np.zeros(1)
+            parent = np.searchsorted(starts[depth - 1], start, side="right") - 1 if depth else np.zeros(1)
+            arrays = code, parent, first_child, np.append(start, n)
+            tensors = [torch.from_numpy(a.astype(np.int64)).to(where) for a in arrays]
+            widest = int(np.diff(first_child).max())
+            self.depths.append(Depth(tensors[0], tensors[1], tensors[2], tensors[3], widest))
 
     @property
     def levels(self) -> int:

@@ -72,8 +72,8 @@ class Generator(Model):
         super().__init__(config, n_items)
         if not config.level_sizes:
             raise EnsuiteError(
-                f"{type(self).__name__} writes codes of items, and no table of codes was given; make one with "
-                "`ensuite codes build` and name it with --codes.table"
+                f"{type(self).__name__} writes codes of items, and no table of codes was given; make one "
+                "with `ensuite codes build` and name it with --codes.table"
             )
         plain = isinstance(objective, CrossEntropy) and objective.temperature == 1
         if objective is not None and not plain:
@@ -108,8 +108,8 @@ class Generator(Model):
         return ranking == "exact" or (ranking == "auto" and self.n_items <= EXACT_ITEMS)
 
     def with_codes(self, codes: Tensor) -> Self:
-        """Return this model with items V + 1, V + 2, ... more, by their codes [N, L]: they are found, and read
-        in histories, like any other, and nothing that was learned changes.
+        """Return this model with items V + 1, V + 2, ... more, by their codes [N, L]: they are found, and
+        read in histories, like any other, and nothing that was learned changes.
 
         This model stays as it is; the new one shares all weights with it.
 

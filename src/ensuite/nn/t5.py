@@ -225,7 +225,7 @@ class Stack(nn.Module):
         own_bias = self._bias(torch.arange(-read, 1, device=x.device)[None])[:, :, None]  # [1, H, 1, l]
         grown = []
         for i, layer in enumerate(self.layers):
-            x, now = layer.read_beams(
+            x, now = layer.read_beams(  # type: ignore[operator]
                 x,
                 cache.shared[i],
                 shared_bias,
@@ -261,7 +261,7 @@ class Stack(nn.Module):
     def _memory(self, memory: Tensor | None) -> list[KeysValues]:
         if memory is None:
             return []
-        return [layer.cross.keys_values(memory) for layer in self.layers]  # type: ignore[operator, union-attr]
+        return [layer.cross.keys_values(memory) for layer in self.layers]  # type: ignore[union-attr, operator]
 
 
 def _bias_of(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

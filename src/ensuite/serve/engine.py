@@ -83,8 +83,8 @@ class ModelEngine:
         excluded: Sequence[np.ndarray],
     ) -> tuple[Tensor, Tensor]:
         out = torch.zeros(len(excluded), max(map(len, excluded)), dtype=torch.int64)
-        for row, rows in zip(out, excluded):
-            row[: len(rows)] = torch.from_numpy(rows)
+        for row, held_back in zip(out, excluded):
+            row[: len(held_back)] = torch.from_numpy(held_back)
         limits = None if allowed is None else allowed.to(history.items.device)
         rows, scores = model.generate(
             history, k, catalogue=self._catalogue, allowed=limits, excluded=out.to(history.items.device)

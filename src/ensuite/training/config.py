@@ -104,8 +104,7 @@ class RunConfig:
 def resolve(
     name: str, values: Mapping[str, Any], seed: int = 1, where: str = "recipe"
 ) -> tuple[type[Model], RunConfig]:
-    """Lay ``values`` (sections model, objective, samples, training, codes) over the model's defaults and check
-    everything.
+    """Lay ``values`` (its sections are `SECTIONS`) over the model's defaults and check everything.
 
     Raises
     ------

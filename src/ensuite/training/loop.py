@@ -71,8 +71,8 @@ def train(
     out
         The run folder to write.
     recipe
-        Sections `model`, `objective`, `samples`, `training` (and `codes`), as a mapping or a YAML file; what it leaves out
-        is default.
+        Sections `model`, `objective`, `samples`, `training` (and `codes`), as a mapping or a YAML file; what
+        it leaves out is default.
     start_from
         A run of the same system, or of a wrapper's base, from whose best weights training starts; its model's
         settings hold where the ``recipe`` says nothing. There is then no first stage.
