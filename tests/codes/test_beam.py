@@ -154,3 +154,22 @@ def test_parallel_scores_are_sums_of_what_is_looked_up():
 
     _, scores = beam_search(trie, start, step, width=40, k=1, allowed=Allowed(trie, 3, None, None))
     assert torch.allclose(scores[:, 0], whole[:, 1:].amax(1))
+
+
+def test_matched_leaves_count_as_the_best_beside_them():
+    made, trie = Made(4), CodeTrie(table())
+    matched = torch.rand(trie.n_tuples, generator=torch.Generator().manual_seed(0)) < 0.4
+    plain = exact_scores(trie, made.start(), made.step, 1000)
+    scores = exact_scores(trie, made.start(), made.step, 7, matched)
+    leaf = torch.repeat_interleave(torch.arange(trie.n_tuples), trie.depths[3].first_leaf.diff())
+    parent = trie.depths[3].parent[leaf]
+    moved = 0
+    for place in range(40):
+        beside = [p for p in range(40) if parent[p] == parent[place] and not matched[leaf[p]]]
+        same = not matched[leaf[place]] or not beside
+        wanted = plain[:, place] if same else plain[:, beside].amax(1)
+        assert torch.allclose(scores[:, place], wanted, atol=1e-5)
+        moved += not same
+    assert moved > 3
+    items, found = search(made, trie, k=40, width=40, matched=matched)
+    assert torch.allclose(scores.gather(1, trie.place[items]), found, atol=1e-5)

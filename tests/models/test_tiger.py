@@ -210,6 +210,23 @@ def test_cold_items_take_their_share_of_a_list_and_no_more():
     assert sorted(everything[0].tolist()) == list(range(1, 51))  # beyond their share they come last
 
 
+def test_cold_items_can_be_found_by_their_content_codes():
+    model = build()
+    model.codes[9] = model.codes[4]
+    model.codes[9, 3] = (model.codes[4, 3] + 1) % 3
+    model.cold[9] = True
+    history = histories(model)
+    apart = exact(model, history)
+    model.config = dataclasses.replace(model.config, cold_match=True)
+    matched = exact(model, history)
+    assert not torch.allclose(apart[:, 9], apart[:, 4])
+    assert torch.allclose(matched[:, 9], matched[:, 4])
+    assert torch.allclose(matched[:, 4], apart[:, 4])
+    _, config = small_config("tiger")
+    with pytest.raises(EnsuiteError, match="has none \\(duplicates: shared\\)"):
+        build(cold_match=True).take(small_materials(config))
+
+
 def test_what_it_cannot_use_is_refused(tmp_path: Path):
     dataset = made_up_dataset(tmp_path / "data")
     with pytest.raises(EnsuiteError, match="no table of"):

@@ -32,6 +32,7 @@ def beam_search(
     width: int,
     k: int,
     allowed: Allowed,
+    matched: Tensor | None = None,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -46,6 +47,9 @@ def beam_search(
     width
         Beams that are kept at each level, W, at least k. With as many as there are tuples the search is
         exact.
+    matched
+        True at tuples that are found by all codes but the last, [G] bool by leaf: their last code counts as
+        that of the best other leaf beside them, if there is one.
     temperature
         0: the best. Above: k tuples drawn without replacement from softmax(log p / temperature) at each
         level, in the order in which they were drawn, by Gumbel noise that is passed down the tree (Kool et
@@ -67,6 +71,9 @@ def beam_search(
             real = real & (allowed.count(depth + 1, child.flatten(1)).view_as(child) > 0)
         real = real & rank_by.isfinite()[..., None]
         gained = log_probs.float().gather(2, codes)  # [B, W, C]
+        if matched is not None and depth == trie.levels - 1:
+            best = gained.masked_fill(matched[child] | ~real, -torch.inf).amax(2, keepdim=True)
+            gained = torch.where(matched[child] & best.isfinite(), best, gained)
         total = score[..., None] + gained
         keys = drawn(gained, real, rank_by, temperature, generator) if temperature else total
         keys = keys.masked_fill(~real, -torch.inf).flatten(1)
@@ -114,7 +121,9 @@ def _items(trie: CodeTrie, leaf: Tensor, score: Tensor, k: int, allowed: Allowed
     return items, scores
 
 
-def exact_scores(trie: CodeTrie, start: Start, step: Step, nodes_held: int) -> Tensor:
+def exact_scores(
+    trie: CodeTrie, start: Start, step: Step, nodes_held: int, matched: Tensor | None = None
+) -> Tensor:
     """Return the log-probability of every item that has codes, by its place in the trie's order: [B, N].
 
     Every prefix of the catalogue is read once, in blocks of subtrees: the oracle that a beam is measured
@@ -124,6 +133,8 @@ def exact_scores(trie: CodeTrie, start: Start, step: Step, nodes_held: int) -> T
     ----------
     nodes_held
         Prefixes, times users, that the model reads at a time.
+    matched
+        As for `beam_search`.
     """
     first_log_probs, first_state = start
     n_users, inner = len(first_log_probs), trie.depths[-2]
@@ -141,7 +152,13 @@ def exact_scores(trie: CodeTrie, start: Start, step: Step, nodes_held: int) -> T
             parent = (here.parent[a:b] - above).expand(n_users, -1)  # [B, n]
             code = here.code[a:b].expand(n_users, -1)
             row = torch.arange(n_users, device=code.device)[:, None]
-            total = total.gather(1, parent) + log_probs[row, parent, code].float()
+            gained = log_probs[row, parent, code].float()
+            if matched is not None and depth == trie.levels:
+                others = gained.masked_fill(matched[a:b], -torch.inf)
+                best = torch.full_like(total, -torch.inf).scatter_reduce(1, parent, others, "amax")
+                best = best.gather(1, parent)
+                gained = torch.where(matched[a:b] & best.isfinite(), best, gained)
+            total = total.gather(1, parent) + gained
             if depth < trie.levels:
                 log_probs, state = step(code, parent, state)
             above = a

@@ -49,6 +49,10 @@ class GeneratorConfig:
     """Largest share of a list that items without a training event may take, as long as there are others
     (TIGER's epsilon)."""
 
+    cold_match: bool = False
+    """Score items without a training event by their content codes: their last one, the digit that tells
+    duplicates apart, counts as that of the best other item beside them. Needs a table with such a digit."""
+
     def __post_init__(self) -> None:
         if self.beams < 1:
             raise ValueError(f"beams = {self.beams}: at least 1 is needed")
@@ -93,6 +97,11 @@ class Generator(Model):
 
     def take(self, materials: Materials) -> None:
         assert materials.codes is not None
+        if self.config.cold_match and materials.codes.policy != "digit":
+            raise EnsuiteError(
+                "cold_match passes over the digit that tells duplicates apart, and the table of codes has "
+                f"none (duplicates: {materials.codes.policy}); leave cold_match out"
+            )
         codes = torch.from_numpy(np.ascontiguousarray(materials.codes.codes[: self.n_items + 1]))
         self.codes = codes.to(self.codes)
 
@@ -242,13 +251,19 @@ class OrderedGenerator(Generator):
             width=width,
             k=k if self.config.cold_share == 1 else width,
             allowed=Allowed(trie, len(history.items), allowed, excluded),
+            matched=self._matched(trie),
             temperature=temperature,
             generator=generator,
         )
         return (items, scores) if self.config.cold_share == 1 else self.cap_cold(items, scores, k)
 
     def exact_scores(self, history: History, catalogue: CodeTrie) -> Tensor:
-        by_place = exact_scores(catalogue, self.begin(history), self.step, NODES_HELD)
+        matched = self._matched(catalogue)
+        by_place = exact_scores(catalogue, self.begin(history), self.step, NODES_HELD, matched)
         scores = by_place.new_full((len(by_place), self.n_items + 1), -torch.inf)
         scores[:, catalogue.order] = by_place
         return scores
+
+    def _matched(self, trie: CodeTrie) -> Tensor | None:
+        """Return which leaves are found by all codes but the last: those of cold items, with `cold_match`."""
+        return self.cold[trie.order[trie.depths[-1].first_leaf[:-1]]] if self.config.cold_match else None
