@@ -13,6 +13,7 @@ COMMANDS = {
     "steps": "what each reasoning step of a ReaRec run is worth, and an oracle's headroom",
     "recommend": "ask a run what comes next after a history",
     "tune": "search for better settings (Optuna)",
+    "codes": "give items semantic ids (build), look at them (report), add new items (append)",
     "models": "list the systems, or the settings of one",
     "doctor": "check the installation, a dataset or a run",
 }

@@ -8,6 +8,12 @@ from ensuite.codes.tokeniser import Tokeniser
 from ensuite.errors import EnsuiteError, did_you_mean
 
 KINDS = {
+    "rq-vae": "rq_vae:RQVAE",
+    "rq-k-means": "rq_k_means:RQKMeans",
+    "opq": "opq:OPQ",
+    "fsq": "fsq:FSQ",
+    "mpq": "mpq:MPQ",
+    "lsh": "lsh:LSH",
     "random": "random:RandomCodes",
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -54,6 +54,8 @@ class Tokeniser(nn.Module):
     summary: ClassVar[str]
     ordered: ClassVar[bool]
     """Whether the order of its levels means something."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Named settings, such as those of a paper."""
     mean: Tensor  # [D]
     scale: Tensor  # [D]
 
@@ -70,9 +72,16 @@ class Tokeniser(nn.Module):
         """How many codes each level has."""
         raise NotImplementedError
 
-    # -- what a subclass gives; ``points`` are standardised --
+    # -- what a subclass gives; ``points`` are standardised vectors --
 
-    def _fit(self, points: Tensor, generator: torch.Generator, progress: Progress | None) -> None:
+    def _start(self) -> None:
+        """Draw the first weights; called by `fit`, so that they too are a matter of its generator."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+
+    def _fit(self, vectors: Tensor, generator: torch.Generator, progress: Progress | None) -> None:
+        """Learn from ``vectors`` [N, D], not standardised: `_points` does that, a part of them at a time."""
         raise NotImplementedError
 
     def _encode(self, points: Tensor) -> Tensor:
@@ -103,16 +112,19 @@ class Tokeniser(nn.Module):
         vectors = self._check(vectors)
         if not len(vectors):
             raise EnsuiteError(f"{self.kind}: no vectors to learn from")
-        if not bool(torch.isfinite(vectors).all()):
-            row = int((~torch.isfinite(vectors)).any(1).nonzero()[0])
-            raise EnsuiteError(f"{self.kind}: vector {row:,} is not finite; encode the items again")
+        for start in range(0, len(vectors), BLOCK):
+            wrong = (~torch.isfinite(vectors[start : start + BLOCK])).any(1).nonzero()
+            if len(wrong):
+                row = start + int(wrong[0])
+                raise EnsuiteError(f"{self.kind}: vector {row:,} is not finite; encode the items again")
         self.seed = generator.initial_seed()
         self.to(vectors.device)
         if self.config.standardise:
-            self.mean.copy_(vectors.mean(0, dtype=torch.float64))
-            deviation = vectors.double().std(0, correction=0)
-            self.scale.copy_(torch.where(deviation > 1e-12, deviation, torch.ones_like(deviation)))
-        self._fit((vectors - self.mean) / self.scale, generator, progress)
+            self._standardise(vectors)
+        with torch.random.fork_rng():
+            torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+            self._start()
+            self._fit(vectors, generator, progress)
         self.double().requires_grad_(False).eval()
         self._check_usage(vectors)
         return self
@@ -160,6 +172,22 @@ class Tokeniser(nn.Module):
         }
         tensors = {name: tensor.contiguous().cpu() for name, tensor in self.state_dict().items()}
         save_file(tensors, path, metadata={"tokeniser": json.dumps(about)})
+
+    def _standardise(self, vectors: Tensor) -> None:
+        """Find mean and deviation of every dimension, block by block; a constant one is left as it is."""
+        blocks, n = vectors.split(BLOCK), len(vectors)
+        mean = torch.stack([block.double().sum(0) for block in blocks]).sum(0) / n
+        spread = torch.stack([(block.double() - mean).square().sum(0) for block in blocks]).sum(0) / n
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(spread > 1e-24, spread.sqrt(), torch.ones_like(spread)))
+
+    def _sample(self, vectors: Tensor, most: int, generator: torch.Generator) -> Tensor:
+        """Return the points of all vectors, or of so many drawn at random, in double precision: [n, D]."""
+        self.double()
+        if len(vectors) > most:
+            drawn = torch.randperm(len(vectors), generator=generator)[:most].sort().values
+            vectors = vectors[drawn.to(vectors.device)]
+        return self._points(vectors)
 
     def _points(self, vectors: Tensor) -> Tensor:
         return (vectors.to(self.mean) - self.mean) / self.scale
