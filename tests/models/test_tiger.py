@@ -229,8 +229,10 @@ def test_cold_items_can_be_found_by_their_content_codes():
 
 def test_what_it_cannot_use_is_refused(tmp_path: Path):
     dataset = made_up_dataset(tmp_path / "data")
-    with pytest.raises(EnsuiteError, match="no table of"):
+    with pytest.raises(EnsuiteError, match="no column of the item table says that"):
         train("tiger", dataset, tmp_path / "run")
+    with pytest.raises(EnsuiteError, match="unknown tokeniser 'rq-vea'; did you mean 'rq-vae'"):
+        train("tiger", dataset, tmp_path / "run", recipe={"codes": {"tokeniser": "rq-vea"}})
     others = SemanticIdTable(
         np.concatenate([np.full((1, 2), -1), np.arange(100).reshape(50, 2)]).astype(np.int32),
         (100, 100),
@@ -304,3 +306,35 @@ def test_materials_size_the_configuration():
     table = SemanticIdTable(codes, (3, 2), "shared", True, ["a", "b"])
     sized = TIGER.sized_for(TIGERConfig(), Materials(codes=table))
     assert sized.level_sizes == (3, 2)
+
+
+def test_codes_are_a_stage_of_the_run_that_is_not_done_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    dataset = made_up_dataset(tmp_path / "data")
+    train("sasrec", dataset, tmp_path / "sasrec", recipe={"training": {"epochs": 1}})
+    _, config = small_config("tiger")
+    small = {key: value for key, value in config.to_dict()["model"].items() if key != "level_sizes"}
+    recipe = {
+        "model": small,
+        "training": {"epochs": 1, "batch_size": 32},
+        "codes": {"encoder": f"run:{tmp_path / 'sasrec'}", "settings": {"levels": 2, "size": 6}},
+    }
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("ensuite.training.loop.gather_materials", stop)
+        train("tiger", dataset, tmp_path / "run", recipe=recipe)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "codes"}
+    made = (tmp_path / "run" / "codes" / "codes.parquet").stat().st_mtime_ns
+    with pytest.raises(EnsuiteError, match="--resume to go on, --overwrite to start again"):
+        train("tiger", dataset, tmp_path / "run", recipe=recipe)
+    run = train("tiger", dataset, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "codes" / "codes.parquet").stat().st_mtime_ns == made
+    table = SemanticIdTable.load(tmp_path / "run" / "codes")
+    assert np.array_equal(run.model.codes.numpy(), table.codes)
+    assert tuple(run.config.model.level_sizes) == table.level_sizes
+    assert run.config.model.level_sizes[:2] == (6, 6)
+    again = train("tiger", dataset, tmp_path / "run", recipe=recipe, overwrite=True)
+    assert torch.equal(again.model.codes, run.model.codes)
+    assert Recommender.load(tmp_path / "run").recommend(["i07"], k=5).ids

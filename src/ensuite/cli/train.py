@@ -19,6 +19,7 @@ MODEL is one of: {names}
   ensuite train sasrec --data data/ml --out runs/gsasrec --objective.loss gbce --objective.negatives 256
   ensuite train rearec --base hstu --data data/ml --out runs/rearec       # a wrapper around any retriever
   ensuite train ada-retrieval --from runs/sasrec --data data/ml --out runs/ada   # from trained weights
+  ensuite train tiger --data data/ml --out runs/tiger           # makes codes of the items' texts first
   ensuite train sasrec --data data/ml --out runs/sasrec --resume          # after an interruption
   torchrun --nproc-per-node 2 -m ensuite train sasrec --data data/ml --out runs/two
 """
@@ -84,6 +85,8 @@ def parse(name: str, argv: list[str]) -> Any:
     ]
     base = early(argv, "--model.base")  # it decides which flags there are
     values = merge(values, {"model": {"base": base}}) if base else values
+    form = early(argv, "--model.architecture")  # it decides which samples are the default
+    values = merge(values, {"model": {"architecture": form}}) if form else values
     source = early(argv, "--from")
     if source and not resuming:
         values = merge(start_values(name, Path(source), values), values)

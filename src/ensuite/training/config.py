@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from ensuite.config import build_config, config, config_dict, merge, read_yaml
 from ensuite.data.samples import SamplesConfig
 from ensuite.errors import EnsuiteError, did_you_mean
@@ -68,10 +70,27 @@ class TrainingConfig:
 
 @config
 class CodesConfig:
-    """Where the codes of the items come from, for systems that read them."""
+    """Where the codes of the items come from, for systems that read them: a table that is there, or one made
+    in the run's folder before the training, as `ensuite codes build` makes it."""
 
     table: str = ""
-    """A folder of `ensuite codes build`."""
+    """A folder of `ensuite codes build`; empty: make a table by what follows."""
+    text: str = ""
+    """What describes an item, with columns of the item table in braces; empty: those of title, name, brand,
+    categories, genres that it has."""
+    encoder: str = "minilm"
+    """minilm, a folder or a Hugging Face name of a sentence encoder, or run:PATH for the item vectors of a
+    trained run."""
+    without_text: Literal["error", "id", "zero"] = "error"
+    """Items without any text: refuse, take their id as text, or a vector of zeros."""
+    tokeniser: str = "rq-k-means"
+    """What makes codes of vectors (`ensuite codes build --help` lists them)."""
+    settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Settings of the tokeniser that differ from its defaults, such as levels and size."""
+    duplicates: Literal["digit", "shared", "reassign"] = "digit"
+    """Items with equal codes: one more level tells them apart, they stay equal, or all but one move."""
+    fit_on: Literal["all", "train"] = "all"
+    """Which items the tokeniser learns from: all, or those of the training events."""
 
 
 @dataclass(frozen=True)

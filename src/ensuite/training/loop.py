@@ -31,7 +31,7 @@ from ensuite.models.materials import Materials
 from ensuite.objectives import build_objective
 from ensuite.training import checkpoint
 from ensuite.training.config import RunConfig, read_recipe, resolve
-from ensuite.training.materials import gather_materials
+from ensuite.training.materials import CODES, check_codes, gather_materials, make_codes, makes_codes
 from ensuite.training.progress import Display
 from ensuite.training.run import Run, build_card, load_run, read_card, write_text
 from ensuite.training.start import FIRST_STAGE, start, start_values
@@ -60,7 +60,8 @@ def train(
     """Train a registered system on a dataset; return the run with its best weights.
 
     A system that is trained in two stages (`Model.first_stage`) has the first one's run in the folder
-    ``out``/base; resumed, it goes on in the stage that was interrupted.
+    ``out``/base; one that reads codes and is given no table of them (section `codes`) has its table made
+    first, in ``out``/codes. Resumed, a run goes on in the stage that was interrupted.
 
     Parameters
     ----------
@@ -106,9 +107,10 @@ def train(
         values = _resumed(values, read_recipe(recipe)[0], where)
         if (out / "card.json").exists():
             card = read_card(out)
-        if not begun and "start" not in card:
+        own_codes = "codes" in values and not values["codes"]["table"]  # they may be all that is there yet
+        if not begun and "start" not in card and not own_codes:
             raise EnsuiteError(f"{out}: {checkpoint.NO_CHECKPOINT}")
-        if card["data"]["fingerprint"] != dataset.fingerprint:
+        if card and card["data"]["fingerprint"] != dataset.fingerprint:
             raise EnsuiteError(
                 f"{out}: was trained on other data than {dataset.path}; resume with the same dataset"
             )
@@ -131,10 +133,21 @@ def train(
         project_dir=str(out),
     )
     main = accelerator.is_main_process
-    torch.manual_seed(config.seed)
-    materials = Materials() if begun else gather_materials(config, dataset, out)  # a checkpoint holds them
-    if not begun:
+    display = Display(bool(progress) and main, progress if isinstance(progress, str) else "")
+    materials, claimed = Materials(), resume
+    if not begun:  # else the checkpoint holds what was taken of them
+        if makes_codes(config):
+            check_codes(config, dataset)
+            if main and not claimed:
+                _claim(out, overwrite)
+                write_text(out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+            claimed = True
+            if main:
+                make_codes(config, dataset, out / CODES, accelerator.device, display)
+            accelerator.wait_for_everyone()
+        materials = gather_materials(config, dataset, out)
         config = dataclasses.replace(config, model=cls.sized_for(config.model, materials))
+    torch.manual_seed(config.seed)
     built = _build(cls, config, dataset)
     if not begun:
         built.take(materials)
@@ -143,13 +156,13 @@ def train(
             f"{dataset.path}: has no event times, which {model} reads; prepare it with a time column, or see "
             f"`ensuite models {model}` for the setting that turns them off"
         )
-    display = Display(bool(progress) and main, progress if isinstance(progress, str) else "")
     trainer = Trainer(built, config, dataset, out, accelerator, display, on_validation)
     origin: dict[str, Any] = {"run": FIRST_STAGE}
     if source is not None and first is None and not begun:
         origin = start(built, config, source, dataset)
-    if main and not resume:  # only now: whatever was refused above has left the run before it untouched
-        _claim(out, overwrite)
+    if main and not card:
+        if not claimed:  # only now: whatever was refused above has left the run before it untouched
+            _claim(out, overwrite)
         write_text(out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
         shutil.copyfile(dataset.path / "items.parquet", out / "items.parquet")
         card = build_card(built, config, dataset) | ({} if source is None else {"start": origin})
@@ -236,7 +249,9 @@ def _resumed(saved: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> 
 
 def _claim(out: Path, overwrite: bool) -> None:
     if out.exists() and any(out.iterdir()):
-        ours = (out / "card.json").exists() and (out / "config.yaml").exists()
+        ours = (out / "config.yaml").exists() and (
+            (out / "card.json").exists() or {path.name for path in out.iterdir()} <= {"config.yaml", CODES}
+        )
         if not (overwrite and ours):
             remedy = (
                 "--resume to go on, --overwrite to start again, or another --out"

@@ -1,32 +1,134 @@
-"""The stage before any other: what a system must know of the items (`Model.reads`)."""
+"""The stage before any other: what a system must know of the items (`Model.reads`).
+
+Codes are read from a folder of `ensuite codes build`, or made in the run's folder, RUN/codes, as that command
+makes them; a run that is resumed finds them there.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.models.materials import Materials
-from ensuite.training.config import RunConfig
+from ensuite.training.config import CodesConfig, RunConfig
+from ensuite.training.item_vectors import RUN, Source
+from ensuite.training.progress import Display
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ensuite.codes.tokeniser import Tokeniser
+
+CODES = "codes"
+"""The folder, inside a run, of the table that was made for it."""
+
+TEXTS = ("title", "name", "brand", "categories", "genres")
+"""Columns that describe an item, where no template says more."""
 
 
-def gather_materials(config: RunConfig, dataset: Dataset, out: Path) -> Materials:
-    """Return what the system of ``config`` reads of the items of ``dataset``.
+def makes_codes(config: RunConfig) -> bool:
+    """Whether a table of codes is to be made before the training."""
+    return config.codes is not None and not config.codes.table
+
+
+def check_codes(config: RunConfig, dataset: Dataset) -> None:
+    """Refuse what cannot become a table of codes, before anything is written.
 
     Raises
     ------
     EnsuiteError
-        When there is no table of codes, or it was made for other items.
+        For an unknown tokeniser or setting, or items that nothing describes.
+    """
+    assert config.codes is not None
+    _tokeniser_settings(config.codes)
+    template(config.codes, dataset)
+
+
+def template(codes: CodesConfig, dataset: Dataset) -> str | None:
+    """Return what describes an item of ``dataset``; None when its vectors are those of a run."""
+    if codes.text or codes.encoder.startswith(RUN):
+        return codes.text or None
+    columns = [name for name in TEXTS if name in dataset.items.columns]
+    if not columns:
+        there = ", ".join(dataset.items.columns)
+        raise EnsuiteError(
+            f"{dataset.path}: codes are made of what items are, and no column of the item table says that "
+            f"(there is {there}); prepare the dataset with a table of items that has a title, name the "
+            "column by --codes.text '{COLUMN}', take the vectors of a trained run (--codes.encoder run:RUN), "
+            "or give a table (--codes.table)"
+        )
+    return ". ".join(f"{{{name}}}" for name in columns)
+
+
+def make_codes(
+    config: RunConfig, dataset: Dataset, out: Path, device: torch.device | str, display: Display
+) -> None:
+    """Make the table of codes in the folder ``out``, unless a whole one of the same items is there."""
+    from ensuite.codes.build import build_table
+    from ensuite.codes.kinds import tokeniser_class
+    from ensuite.codes.table import SemanticIdTable
+
+    codes = config.codes
+    assert codes is not None
+    if out.exists():
+        SemanticIdTable.load(out).check_items(dataset.items["item_id"].to_list(), str(out))
+        return
+    with display.stages() as news:
+        source = Source(codes.encoder, template(codes, dataset), codes.without_text, None)
+        found = source.read(dataset.items, str(dataset.path), str(device), news)
+        learnt = found.has_content & _in_training(dataset) if codes.fit_on == "train" else found.has_content
+        cls = tokeniser_class(codes.tokeniser)
+        tokeniser: Tokeniser = cls(_tokeniser_settings(codes), found.vectors.shape[1])
+        table = build_table(
+            found.vectors,
+            found.item_ids,
+            tokeniser,
+            encoder=found.source,
+            duplicates=codes.duplicates,
+            fitted_on=learnt,
+            seed=config.seed,
+            device=str(device),
+            progress=lambda stage, done, total, loss: news.update(
+                f"{codes.tokeniser}: {stage}", done, total, loss
+            ),
+        )
+        table.save(out, tokeniser)
+
+
+def gather_materials(config: RunConfig, dataset: Dataset, out: Path) -> Materials:
+    """Return what the system of ``config`` reads of the items of ``dataset``, for the run folder ``out``.
+
+    Raises
+    ------
+    EnsuiteError
+        When the table of codes is damaged, or was made for other items.
     """
     if config.codes is None:
         return Materials()
     from ensuite.codes.table import SemanticIdTable
 
-    if not config.codes.table:
-        raise EnsuiteError(
-            f"{config.name} writes codes of items, and no table of them was given; make one with `ensuite "
-            "codes build` and name it with --codes.table"
-        )
-    table = SemanticIdTable.load(config.codes.table)
-    table.check_items(dataset.items["item_id"].to_list(), config.codes.table)
+    folder = Path(config.codes.table) if config.codes.table else out / CODES
+    table = SemanticIdTable.load(folder)
+    table.check_items(dataset.items["item_id"].to_list(), str(folder))
     return Materials(codes=table)
+
+
+def _tokeniser_settings(codes: CodesConfig) -> Any:
+    from ensuite.codes.kinds import tokeniser_class
+    from ensuite.config import build_config
+
+    return build_config(tokeniser_class(codes.tokeniser).Config, codes.settings, "codes.settings")
+
+
+def _in_training(dataset: Dataset) -> np.ndarray:
+    """Return which items occur in the training events: [V] bool."""
+    import numpy as np
+
+    events = dataset.events("train")
+    there = np.zeros(dataset.n_items + 1, bool)
+    there[events.item_idx[events.rows()]] = True
+    return there[1:]

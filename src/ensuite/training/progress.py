@@ -57,6 +57,14 @@ class Display:
         yield
         self.progress.remove_task(task)
 
+    @contextmanager
+    def stages(self) -> Iterator[News]:
+        """Show what comes before the epochs, stage by stage."""
+        with self:
+            yield News(self)
+        for task in self.progress.task_ids:
+            self.progress.remove_task(task)
+
     def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
         """Begin a new bar: one for each epoch, `done` of its `steps` were done before an interruption."""
         for task in self.progress.task_ids:
@@ -102,3 +110,25 @@ class Display:
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+class News:
+    """Shows the newest of several stages as the display's one bar."""
+
+    def __init__(self, display: Display):
+        self.display, self.stage = display, ""
+
+    def update(self, name: str, done: int, total: int | None, loss: float | None = None) -> None:
+        """Take news of the stage ``name``; a new name replaces the stage before."""
+        progress = self.display.progress
+        if name != self.stage:
+            for task in progress.task_ids:
+                progress.remove_task(task)
+            progress.add_task(f"{self.display.name}{name}", total=total, rate="", loss="-")
+            self.stage = name
+        value = "-" if loss is None else f"{loss:.4g}"
+        progress.update(progress.task_ids[0], completed=done, total=total, loss=value)
+
+    def busy(self, what: str) -> None:
+        """Show that something without known steps goes on."""
+        self.update(what, 0, None)

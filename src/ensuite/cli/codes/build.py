@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ensuite.cli.codes.show import Working, say_counts, say_next, show
-from ensuite.cli.codes.sources import Source
+from ensuite.training.item_vectors import Source
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ensuite.cli.codes.show import Working, show, to_svg
-from ensuite.cli.codes.sources import Source
+from ensuite.training.item_vectors import Source
 
 if TYPE_CHECKING:
     import numpy as np

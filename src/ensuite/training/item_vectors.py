@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ensuite.errors import EnsuiteError
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from ensuite.cli.codes.show import Working
     from ensuite.content.vectors import ContentVectors, WithoutText
 
 RUN = "run:"
+
+
+class Listener(Protocol):
+    """Who is told how far things are."""
+
+    def update(self, name: str, done: int, total: int | None, loss: float | None = None) -> None:
+        """Take news of the task ``name``."""
+
+    def busy(self, what: str) -> None:
+        """Hear that something without known steps goes on."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Source:
     without_text: WithoutText
     cache: Path | None
 
-    def read(self, items: pl.DataFrame, where: str, device: str, working: Working) -> ContentVectors:
+    def read(self, items: pl.DataFrame, where: str, device: str, working: Listener) -> ContentVectors:
         """Return the vectors of the items; ``where`` is how messages call their table."""
         from ensuite.content.encoders import load_encoder
         from ensuite.content.vectors import encode_items
