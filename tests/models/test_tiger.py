@@ -322,9 +322,10 @@ def test_codes_are_a_stage_of_the_run_that_is_not_done_twice(tmp_path: Path, mon
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr("ensuite.training.loop.gather_materials", stop)
-        train("tiger", dataset, tmp_path / "run", recipe=recipe)
+        with pytest.raises(KeyboardInterrupt):
+            train("tiger", dataset, tmp_path / "run", recipe=recipe)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "codes"}
     made = (tmp_path / "run" / "codes" / "codes.parquet").stat().st_mtime_ns
     with pytest.raises(EnsuiteError, match="--resume to go on, --overwrite to start again"):
