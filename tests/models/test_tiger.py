@@ -31,6 +31,7 @@ from ensuite.models.materials import Materials
 from ensuite.models.tiger import TIGER, TIGERConfig
 from ensuite.objectives import ObjectiveConfig, build_objective
 from ensuite.serve.recommender import Recommender
+from ensuite.training.config import read_recipe, resolve
 from ensuite.training.loop import train
 from ensuite.training.run import load_run
 
@@ -339,3 +340,14 @@ def test_codes_are_a_stage_of_the_run_that_is_not_done_twice(tmp_path: Path, mon
     again = train("tiger", dataset, tmp_path / "run", recipe=recipe, overwrite=True)
     assert torch.equal(again.model.codes, run.model.codes)
     assert Recommender.load(tmp_path / "run").recommend(["i07"], k=5).ids
+
+
+def test_its_recipes_resolve():
+    recipes = sorted((Path(__file__).parents[2] / "recipes" / "tiger").glob("*.yaml"))
+    assert len(recipes) >= 2
+    for path in recipes:
+        values, where = read_recipe(path)
+        _, config = resolve("tiger", values, where=where)
+        assert config.codes is not None
+        assert config.codes.text
+        assert (config.model.architecture == "decoder") == (config.samples.kind == "every-position")

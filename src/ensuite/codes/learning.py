@@ -137,5 +137,5 @@ def learn(
         if after is not None:
             after(step, rows, optimizer)
         if progress is not None:
-            progress("steps", step, settings.steps, float(value))
+            progress("steps", step, settings.steps, float(value.detach()))
     module.eval()

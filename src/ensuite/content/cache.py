@@ -8,6 +8,7 @@ and several processes may write at once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -71,4 +72,5 @@ class VectorCache:
                 f"{self.folder}: the cache of vectors cannot be written ({error}); give another --cache"
             ) from None
         finally:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)

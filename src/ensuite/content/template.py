@@ -30,7 +30,7 @@ class Template:
     >>> template.render({"title": "Soap", "brand": None, "kind": ["bath", "gift"]})
     'Soap. Kind: bath, gift'
     >>> template.render({"title": "", "brand": "Ivory", "kind": None})
-    'Ivory)'
+    '(Ivory)'
     """
 
     text: str
@@ -49,17 +49,18 @@ class Template:
         parts: list[list[str]] = []
         before = ""
         for literal, name, spec, conversion in pieces:
-            if parts:
+            if parts and not before:
                 closing = literal[: len(literal) - len(literal.lstrip(CLOSING))]
-                parts[-1][2], literal = closing, literal[len(closing) :]
-            if name is None:
-                before = literal
+                parts[-1][2], literal = parts[-1][2] + closing, literal[len(closing) :]
+            before += literal
+            if name is None:  # the end, or a brace that was written twice
                 continue
             if spec or conversion or not re.fullmatch(r"\w[\w .-]*", name):
                 raise EnsuiteError(
                     f"--text {text!r}: {{{name}}} is no column name; write columns as {{title}}"
                 )
-            parts.append([literal, name, ""])
+            parts.append([before, name, ""])
+            before = ""
         if not parts:
             raise EnsuiteError(f"--text {text!r}: no column in braces; write it like '{{title}}. {{brand}}'")
         return cls(text, tuple((a, b, c) for a, b, c in parts), before)
@@ -100,13 +101,14 @@ def _flat(value: Any) -> list[Any]:
     return [value]
 
 
-def render_items(items: pl.DataFrame, text: str, where: str) -> list[str]:
+def render_items(items: pl.DataFrame, text: str, where: str, *, may_be_empty: bool = False) -> list[str]:
     """Return a text for each row of the item table; empty for an item without any of the fields.
 
     Raises
     ------
     EnsuiteError
-        When the template is malformed, or names a column that is not there or holds nothing.
+        When the template is malformed, or names a column that is not there or (unless it ``may_be_empty``)
+        holds nothing.
     """
     template = Template.parse(text)
     for column in template.columns:
@@ -116,7 +118,7 @@ def render_items(items: pl.DataFrame, text: str, where: str) -> list[str]:
             )
     texts = [template.render(row) for row in items.select(template.columns).iter_rows(named=True)]
     for column in template.columns:
-        if not any(map(as_text, items[column])):
+        if not may_be_empty and not any(map(as_text, items[column])):
             raise EnsuiteError(
                 f"{where}: item column '{column}' is empty for all {items.height:,} items; leave it out of "
                 "--text"

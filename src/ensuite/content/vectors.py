@@ -42,6 +42,7 @@ def encode_items(
     *,
     where: str,
     without_text: WithoutText = "error",
+    may_be_empty: bool = False,
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ContentVectors:
@@ -59,6 +60,8 @@ def encode_items(
         How messages call the table.
     without_text
         See `WithoutText`.
+    may_be_empty
+        Whether a column may hold nothing for any item, as among a few that are new.
     cache
         Folder of known vectors; default: the user's.
     progress
@@ -70,7 +73,7 @@ def encode_items(
         When a column is not there or empty, items have no text and the policy is error, or the encoder gives
         vectors that are not finite.
     """
-    texts = render_items(items, template, where)
+    texts = render_items(items, template, where, may_be_empty=may_be_empty)
     ids = items["item_id"].to_list()
     lacking = [i for i, text in enumerate(texts) if not text]
     if lacking and without_text == "error":

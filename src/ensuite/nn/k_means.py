@@ -112,7 +112,9 @@ def nearest(points: Tensor, centroids: Tensor, prices: Tensor | None = None) -> 
     return torch.cat(which), torch.cat(best)
 
 
-def _begin(points: Tensor, k: int, settings: KMeansConfig, generator: torch.Generator | None) -> Tensor:
+def _begin(
+    points: Tensor, k: int, settings: KMeansConfig, generator: torch.Generator | None = None
+) -> Tensor:
     """Choose the first centroids among the points: [K, D]."""
     if settings.init == "random":
         return points[torch.randperm(len(points), generator=generator)[:k].to(points.device)]

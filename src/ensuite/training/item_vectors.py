@@ -35,8 +35,11 @@ class Source:
     without_text: WithoutText
     cache: Path | None
 
-    def read(self, items: pl.DataFrame, where: str, device: str, working: Listener) -> ContentVectors:
-        """Return the vectors of the items; ``where`` is how messages call their table."""
+    def read(
+        self, items: pl.DataFrame, where: str, device: str, working: Listener, *, new: bool = False
+    ) -> ContentVectors:
+        """Return the vectors of the items; ``where`` is how messages call their table,
+        ``new`` whether it holds a few new items."""
         from ensuite.content.encoders import load_encoder
         from ensuite.content.vectors import encode_items
 
@@ -57,6 +60,7 @@ class Source:
             encoder,
             where=where,
             without_text=self.without_text,
+            may_be_empty=new,
             cache=self.cache,
             progress=lambda done, total: working.update("texts", done, total),
         )

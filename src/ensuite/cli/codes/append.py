@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     without_text = args.without_text or made["without_text"]
     source = Source(made["name"], made["template"], without_text, args.cache)
     with Working(not args.quiet) as working:
-        found = source.read(items, str(args.items), pick_device(args.device), working)
+        found = source.read(items, str(args.items), pick_device(args.device), working, new=True)
     longer = table.append(found.item_ids, found.vectors, tokeniser, encoder=found.source["hash"])
     out = args.out or args.codes
     longer.save(out, tokeniser, overwrite=args.out is None)
