@@ -178,14 +178,14 @@ def test_vectors_of_a_trained_run(codes: Shell, ensuite: Callable[..., object], 
     build = ("build", data.path, "--out", "t", *SMALL, "--encoder")
     assert codes(*build, "run:run")[0] == 0
     made = SemanticIdTable.load(tmp_path / "t").provenance["encoder"]
-    assert (made["name"], made["model"], made["dim"]) == ("run:run", "sasrec", 8)
+    assert (made["name"], made["model"], made["dim"]) == (f"run:{tmp_path / 'run'}", "sasrec", 8)
     assert codes("report", "t", "--data", data.path)[0] == 0
     pl.DataFrame({"item_id": [999]}).write_parquet(tmp_path / "new.parquet")
     other = make_dataset(tmp_path / "other", [[1, 2, 3, 4]] * 5)
     for words, said in (
         (
             ("append", "t", "--items", "new.parquet"),
-            "made of the item vectors of a run (run:run)",
+            "made of the item vectors of a run (run:",
         ),
         (("build", other.path, "--out", "u", "--encoder", "run:run"), "trained on other items than those of"),
         (
@@ -260,6 +260,7 @@ def test_mistakes_are_refused_in_one_line(codes: Shell, home: Path, built: Path,
         ((*build, *TEXT, *encoder, "--size", 400), "30 points cannot make 400 clusters"),
         ((*build, *TEXT, *encoder, *SMALL, "--device", "abacus"), "--device abacus: cannot be used"),
         (("build", tmp_path, "--out", "u", *TEXT), "no dataset: card.json is missing"),
+        (("build", home / "data", "--out", home / "data", "--overwrite", *TEXT), "and is no table of codes"),
         (("report", "nowhere"), "nowhere: no such table of codes; make one with"),
         (("report", home / "data"), "no table of codes"),
         ((*append, "known.parquet"), "item i29 (row 1 of 2) has codes already"),
@@ -287,8 +288,11 @@ def test_another_encoder_or_tokeniser_is_refused_by_hash(
 ) -> None:
     encoder = tmp_path / "mine"
     shutil.copytree(home / "encoder", encoder)
-    assert codes("build", home / "data", "--out", "u", *TEXT, "--encoder", encoder, *SMALL)[0] == 0
-    shutil.rmtree(encoder)
+    assert codes("build", home / "data", "--out", "u", *TEXT, "--encoder", "mine", *SMALL)[0] == 0
+    shutil.move(encoder, tmp_path / "moved")
+    status, _, err = codes("report", "u", "--data", home / "data")
+    assert f"encoder {encoder}: no such folder" in err
+    assert codes("report", "u", "--data", home / "data", "--encoder", "moved")[0] == 0
     write_encoder(encoder, pooling="mean", normalize=True, seed=1)
     item_table(2, first=30).write_parquet(tmp_path / "new.parquet")
     for words in (("append", "u", "--items", "new.parquet"), ("report", "u", "--data", home / "data")):

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from ensuite.codes.duplicates import place
 from ensuite.codes.random import RandomCodes, RandomConfig
@@ -156,12 +158,22 @@ def test_a_folder_is_not_overwritten_unasked(tmp_path: Path) -> None:
         table.save(tmp_path / "mine", overwrite=True)
 
 
-def test_a_failed_write_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("No space left on device"),
+        pl.exceptions.ComputeError("No space left on device"),
+    ],
+)
+def test_a_failed_write_leaves_the_old_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     table, tokeniser, _ = make()
     table.save(tmp_path / "t")
 
     def full(path: Path) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(tokeniser, "save", full)
     with pytest.raises(EnsuiteError, match="No space left on device; nothing was left behind"):

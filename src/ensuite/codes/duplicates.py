@@ -94,7 +94,7 @@ def _reassign(old: np.ndarray, new: np.ndarray, size: int, moves: Moves) -> np.n
     moved = np.flatnonzero(count_within(both)[len(old) :] > 0)
     if not len(moved):
         return new
-    out, costs = new.copy(), moves(moved)
+    out = new.copy()
     shared = both * (np.arange(both.shape[1]) < both.shape[1] - 1)  # all codes but the last
     prefix = np.unique(shared, axis=0, return_inverse=True)[1].reshape(-1)
     order = np.argsort(prefix, kind="stable")
@@ -109,6 +109,6 @@ def _reassign(old: np.ndarray, new: np.ndarray, size: int, moves: Moves) -> np.n
                 f"{len(members):,} items share the codes {tuple(new[moved[there[0]], :-1].tolist())}, and "
                 f"the last level has {size:,}; build the table with more codes, or with --duplicates digit"
             )
-        row, column = linear_sum_assignment(costs[there][:, free])
+        row, column = linear_sum_assignment(moves(moved[there])[:, free])
         out[moved[there[row]], -1] = free[column]
     return out

@@ -11,10 +11,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+from safetensors import SafetensorError
+
 from ensuite.errors import EnsuiteError
 
 FORMAT_VERSION = 1
 KIND = "semantic ids"
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse a place that is taken: by anything, or with ``overwrite`` by anything but a table of codes."""
+    if path.exists():
+        ours = _kind(path) == KIND
+        if not (ours and overwrite):
+            remedy = "choose another --out, or --overwrite" if ours else "choose another --out"
+            raise EnsuiteError(
+                f"{path}: exists already{'' if ours else ' and is no table of codes'}; {remedy}"
+            )
 
 
 def write_folder(
@@ -31,13 +45,7 @@ def write_folder(
     EnsuiteError
         When ``path`` exists and is not to be overwritten or is no table of codes, or it cannot be written.
     """
-    if path.exists():
-        ours = _kind(path) == KIND
-        if not (ours and overwrite):
-            remedy = "choose another --out, or --overwrite" if ours else "choose another --out"
-            raise EnsuiteError(
-                f"{path}: exists already{'' if ours else ' and is no table of codes'}; {remedy}"
-            )
+    check_free(path, overwrite=overwrite)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     old = aside.with_suffix(".replaced")
     try:
@@ -52,10 +60,9 @@ def write_folder(
         if path.exists():
             os.replace(path, old)
         os.replace(aside, path)
-    except OSError as error:
-        raise EnsuiteError(
-            f"{path}: cannot be written: {error.strerror or error}; nothing was left behind"
-        ) from None
+    except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise EnsuiteError(f"{path}: cannot be written: {why}; nothing was left behind") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

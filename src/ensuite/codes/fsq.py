@@ -135,8 +135,8 @@ class FSQ(Tokeniser):
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02)
-            elif "norm" not in name:
-                nn.init.zeros_(parameter)
+            else:
+                nn.init.constant_(parameter, float("norm" in name and name.endswith("weight")))
 
     # -- codes --
 

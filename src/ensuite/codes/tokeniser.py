@@ -118,7 +118,7 @@ class Tokeniser(nn.Module):
                 row = start + int(wrong[0])
                 raise EnsuiteError(f"{self.kind}: vector {row:,} is not finite; encode the items again")
         self.seed = generator.initial_seed()
-        self.to(vectors.device)
+        self.to(vectors.device, torch.float32).requires_grad_(True)
         if self.config.standardise:
             self._standardise(vectors)
         with torch.random.fork_rng():

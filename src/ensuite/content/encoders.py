@@ -50,7 +50,9 @@ def load_encoder(name: str, device: str = "cpu") -> TextEncoder:
     for library in ("torch", "transformers"):
         if importlib.util.find_spec(library) is None:
             raise EnsuiteError(f"encoder {name}: the library {library} is needed: {TEXT_EXTRA}")
-    return SentenceEncoder(name, folder, device)
+    return SentenceEncoder(
+        name if folder != Path(name).expanduser() else str(folder.resolve()), folder, device
+    )
 
 
 def find_folder(name: str) -> Path:

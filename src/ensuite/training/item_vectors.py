@@ -85,5 +85,10 @@ def run_vectors(path: Path, items: pl.DataFrame, where: str) -> ContentVectors:
     with torch.inference_mode():
         vectors = run.model.item_vectors()[1:].float().cpu().numpy()
     found = hash_vectors(vectors)
-    source = {"name": f"{RUN}{path}", "hash": found, "model": run.config.name, "dim": vectors.shape[1]}
+    source = {
+        "name": f"{RUN}{path.resolve()}",
+        "hash": found,
+        "model": run.config.name,
+        "dim": vectors.shape[1],
+    }
     return ContentVectors(ids, vectors, np.ones(len(ids), bool), source, {"items": len(ids)})

@@ -27,6 +27,8 @@ class AppendArguments:
     """The table, made by `ensuite codes build`."""
     items: Path
     """Table of the new items (CSV, Parquet, ...): item_id, and the columns of the template."""
+    encoder: str | None = None
+    """Where the encoder is now, if its folder has moved; another one is refused."""
     without_text: Literal["error", "id", "zero"] | None = None
     """New items without any text; default: as the table was built."""
     cache: Path | None = None
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> None:
     tokeniser = load_tokeniser(args.codes / TOKENISER)
     items = _read_new(args.items, table.item_ids)
     without_text = args.without_text or made["without_text"]
-    source = Source(made["name"], made["template"], without_text, args.cache)
+    source = Source(args.encoder or made["name"], made["template"], without_text, args.cache)
     with Working(not args.quiet) as working:
         found = source.read(items, str(args.items), pick_device(args.device), working, new=True)
     longer = table.append(found.item_ids, found.vectors, tokeniser, encoder=found.source["hash"])

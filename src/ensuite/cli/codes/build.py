@@ -27,14 +27,13 @@ def main(argv: list[str]) -> None:
     """Run `ensuite codes build` with the arguments after its name."""
     from ensuite.cli.evaluate import pick_device
     from ensuite.codes.build import build_table
+    from ensuite.codes.folder import check_free
     from ensuite.codes.health import compute_health
     from ensuite.codes.kinds import tokeniser_class
     from ensuite.data.dataset import Dataset
-    from ensuite.errors import EnsuiteError
 
     args = parse_build(argv)
-    if args.out.exists() and not args.overwrite:
-        raise EnsuiteError(f"{args.out}: exists already; choose another --out, or --overwrite")
+    check_free(args.out, overwrite=args.overwrite)
     dataset, device = Dataset.open(args.data), pick_device(args.device)
     with Working(not args.quiet) as working:
         source = Source(args.encoder, args.text, args.without_text, args.cache)

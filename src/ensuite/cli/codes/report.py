@@ -34,6 +34,8 @@ class ReportArguments:
     """The table, made by `ensuite codes build`."""
     data: Path | None = None
     """The dataset that it was built from: its texts are read (encoded ones from the cache) and compared."""
+    encoder: str | None = None
+    """Where the encoder or the run is now, if its folder has moved; another one is refused."""
     out: Path | None = None
     """Folder for codes.svg and codes.json."""
     cache: Path | None = None
@@ -91,7 +93,9 @@ def _vectors(
     from ensuite.errors import EnsuiteError
 
     made = table.provenance["encoder"]
-    source = Source(made["name"], made.get("template"), made.get("without_text", "error"), args.cache)
+    source = Source(
+        args.encoder or made["name"], made.get("template"), made.get("without_text", "error"), args.cache
+    )
     found = source.read(items, str(args.data), pick_device(args.device), working)
     if found.source["hash"] != made["hash"]:
         raise EnsuiteError(
