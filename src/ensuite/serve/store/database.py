@@ -52,17 +52,17 @@ def parse_url(url: str | os.PathLike[str]) -> sa.URL:
             )
         return parsed.set(drivername="postgresql+psycopg")
     if kind != "sqlite":
-        raise EnsuiteError(f"store {name_of(parsed)}: SQLite and PostgreSQL are supported, not {kind}")
+        raise EnsuiteError(f"the store may be SQLite or PostgreSQL, not {kind}")
     if not parsed.database or ":memory:" in parsed.database:
         raise EnsuiteError("a store in memory would forget what it acknowledged; name a file")
     return parsed.set(drivername="sqlite+pysqlite")
 
 
 def name_of(url: sa.URL) -> str:
-    """Name a store in messages, without its password."""
+    """Name a store in messages, without its password, which may stand in the query too."""
     if url.get_backend_name() == "sqlite":
         return str(url.database)
-    return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
+    return url.set(drivername="postgresql", query={}).render_as_string(hide_password=True)
 
 
 def connect(url: sa.URL, pool_size: int, timeout: float, create: bool) -> sa.Engine:

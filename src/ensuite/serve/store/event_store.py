@@ -180,7 +180,7 @@ class EventStore:
                 for row in connection.execute(_last_events(asked[at : at + AT_A_TIME], limit)):
                     found[row.user_id].append(StoredEvent(**row._mapping))
         for history in found.values():
-            history.reverse()
+            history.sort(key=lambda event: (event.time, event.arrival))
         return found
 
     def user(self, user_id: str) -> User | None:
@@ -364,18 +364,17 @@ def _check_repeated(connection: sa.Connection, sent: list[Event]) -> None:
                 )
 
 
-def _last_events(users: list[str], limit: int) -> sa.Select:
-    """Select the last events of each user, newest first: one range of the index for each."""
+def _last_events(users: list[str], limit: int) -> sa.CompoundSelect:
+    """Select the last events of each user, in any order: one range of the index for each."""
     each = [
         sa.select(events)
         .where(events.c.user_id == user)
         .order_by(events.c.time.desc(), events.c.arrival.desc())
         .limit(limit)
-        .subquery()
+        .subquery()  # SQLite limits no member of a union otherwise
         for user in users
     ]
-    both = sa.union_all(*(sa.select(one) for one in each)).subquery()
-    return sa.select(both).order_by(both.c.time.desc(), both.c.arrival.desc())
+    return sa.union_all(*(sa.select(one) for one in each))
 
 
 def _users() -> sa.Select:
