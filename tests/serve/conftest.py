@@ -36,7 +36,7 @@ class Postgres:
         """Start the server and wait until it answers; nothing happens when it runs."""
         if self._process is not None:
             return
-        settings = ["listen_addresses=", "fsync=off", "full_page_writes=off", "max_connections=100"]
+        settings = ["listen_addresses=", "fsync=off", "full_page_writes=off", "deadlock_timeout=100ms"]
         options = [word for setting in settings for word in ("-c", setting)]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(

@@ -72,6 +72,7 @@ def connect(url: sa.URL, pool_size: int, timeout: float, create: bool) -> sa.Eng
         "max_overflow": 0,
         "pool_timeout": timeout,
         "json_serializer": to_json,
+        "hide_parameters": True,  # what users did does not belong in a log
     }
     if url.get_backend_name() == "sqlite":
         _prepare_file(Path(str(url.database)), create)

@@ -22,6 +22,7 @@ from ensuite.serve.store.database import (
     parse_url,
 )
 from ensuite.serve.store.migrate import migrate
+from ensuite.serve.store.queries import first_users, last_events, summary
 from ensuite.serve.store.records import (
     Appended,
     Event,
@@ -177,7 +178,7 @@ class EventStore:
         asked = [user for user in found if _can_be_kept(user)]
         with self._read() as connection:
             for at in range(0, len(asked), AT_A_TIME):
-                for row in connection.execute(_last_events(asked[at : at + AT_A_TIME], limit)):
+                for row in connection.execute(last_events(asked[at : at + AT_A_TIME], limit)):
                     found[row.user_id].append(StoredEvent(**row._mapping))
         for history in found.values():
             history.sort(key=lambda event: (event.time, event.arrival))
@@ -188,21 +189,15 @@ class EventStore:
         if not _can_be_kept(user_id):
             return None
         with self._read() as connection:
-            row = connection.execute(_users().where(events.c.user_id == user_id)).first()
+            row = connection.execute(summary(user_id)).first()
         return None if row is None else User(*row)
 
     def users(self, prefix: str = "", limit: int = 20) -> list[User]:
         """Return the first ``limit`` users whose id begins with ``prefix``, by id."""
-        asked = _users().order_by(events.c.user_id).limit(limit)
-        if prefix:
-            if not _can_be_kept(prefix):
-                return []
-            asked = asked.where(events.c.user_id >= prefix)
-            after = _after(prefix)
-            if after is not None:
-                asked = asked.where(events.c.user_id < after)
+        if prefix and not _can_be_kept(prefix):
+            return []
         with self._read() as connection:
-            return [User(*row) for row in connection.execute(asked)]
+            return [User(*row) for row in connection.execute(first_users(prefix, limit))]
 
     def delete_user(self, user_id: str) -> int:
         """Delete all events of a user and return how many there were.
@@ -362,33 +357,6 @@ def _check_repeated(connection: sa.Connection, sent: list[Event]) -> None:
                     f"event_id '{event.event_id}' is taken by an event with another {name}; nothing was "
                     "stored: an event is changed by none, give this one an id of its own"
                 )
-
-
-def _last_events(users: list[str], limit: int) -> sa.CompoundSelect:
-    """Select the last events of each user, in any order: one range of the index for each."""
-    each = [
-        sa.select(events)
-        .where(events.c.user_id == user)
-        .order_by(events.c.time.desc(), events.c.arrival.desc())
-        .limit(limit)
-        .subquery()  # SQLite limits no member of a union otherwise
-        for user in users
-    ]
-    return sa.union_all(*(sa.select(one) for one in each))
-
-
-def _users() -> sa.Select:
-    e = events.c
-    return sa.select(e.user_id, sa.func.count(), sa.func.min(e.time), sa.func.max(e.time)).group_by(e.user_id)
-
-
-def _after(prefix: str) -> str | None:
-    """Return the first text after all that begin with ``prefix``; None: there is none."""
-    kept = prefix.rstrip("\U0010ffff")
-    if not kept:
-        return None
-    following = ord(kept[-1]) + 1
-    return kept[:-1] + chr(0xE000 if 0xD800 <= following < 0xE000 else following)
 
 
 def _can_be_kept(user_id: str) -> bool:
