@@ -22,10 +22,11 @@ from ensuite.serve.store.database import (
     parse_url,
 )
 from ensuite.serve.store.migrate import migrate
-from ensuite.serve.store.queries import first_users, last_events, summary
+from ensuite.serve.store.queries import STORED, counts, first_users, last_events, read_event, summary
 from ensuite.serve.store.records import (
     Appended,
     Event,
+    Info,
     Item,
     Key,
     StoredEvent,
@@ -179,7 +180,7 @@ class EventStore:
         with self._read() as connection:
             for at in range(0, len(asked), AT_A_TIME):
                 for row in connection.execute(last_events(asked[at : at + AT_A_TIME], limit)):
-                    found[row.user_id].append(StoredEvent(**row._mapping))
+                    found[row[0]].append(read_event(row))
         for history in found.values():
             history.sort(key=lambda event: (event.time, event.arrival))
         return found
@@ -198,6 +199,11 @@ class EventStore:
             return []
         with self._read() as connection:
             return [User(*row) for row in connection.execute(first_users(prefix, limit))]
+
+    def info(self) -> Info:
+        """Count events and users: reads the whole index, seconds for each ten million."""
+        with self._read() as connection:
+            return Info(*connection.execute(counts()).one())
 
     def delete_user(self, user_id: str) -> int:
         """Delete all events of a user and return how many there were.
@@ -345,8 +351,8 @@ def _now() -> int:
 def _check_repeated(connection: sa.Connection, sent: list[Event]) -> None:
     ids = [event.event_id for event in sent]
     stored = {
-        row.event_id: StoredEvent(**row._mapping)
-        for row in connection.execute(sa.select(events).where(events.c.event_id.in_(ids)))
+        row.event_id: read_event(row)
+        for row in connection.execute(sa.select(*STORED).where(events.c.event_id.in_(ids)))
     }
     for event in sent:
         held = stored[event.event_id]
