@@ -30,7 +30,9 @@ class Postgres:
         self._as: dict = {"user": "postgres", "group": "postgres", "extra_groups": []} if root else {}
         if root:
             shutil.chown(folder, "postgres", "postgres")
-        self._run("initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "-N")
+        # English order of texts ("a" < "B"), as installations have: ours must not depend on it.
+        order = ["-E", "UTF8", "--locale-provider=icu", "--icu-locale=en"]
+        self._run("initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust", "-N", *order)
 
     def start(self) -> None:
         """Start the server and wait until it answers; nothing happens when it runs."""
