@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import signal
 import sqlite3
@@ -10,15 +11,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
+from threading import Barrier, Thread
 from threading import Event as Flag
 
 import pytest
 import sqlalchemy as sa
 
 from ensuite.data.dataset import Dataset
-from ensuite.serve.store import EventStore
 from ensuite.training.loop import train
 
 httpx = pytest.importorskip("httpx")
@@ -32,17 +34,14 @@ Acknowledged = dict[str, str]
 class Server:
     """`ensuite serve` in a process of its own, on a free port."""
 
-    def __init__(self, run: Path, store: str):
+    def __init__(self, run: Path, store: str, log: Path):
         command = ["-m", "ensuite", "serve", str(run), "--port", "0", "--store", store]
-        self.process = subprocess.Popen(
-            [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.split()[:1] == ["listens"]:
-                self.url = line.split()[1]
-                return
-        raise AssertionError(self.process.stderr and self.process.stderr.read())
+        with log.open("w") as file:  # a pipe that nobody reads would stop the server when it is full
+            self.process = subprocess.Popen([sys.executable, *command], stdout=file, stderr=file)
+        while (found := re.search(r"listens +(\S+)", log.read_text())) is None:
+            assert self.process.poll() is None, log.read_text()
+            time.sleep(0.05)
+        self.url = found[1]
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=30)
@@ -50,14 +49,7 @@ class Server:
     def end(self, how: signal.Signals) -> int:
         """Send a signal and return the exit status."""
         self.process.send_signal(how)
-        return self.wait()
-
-    def wait(self) -> int:
-        status = self.process.wait(60)
-        for pipe in (self.process.stdout, self.process.stderr):
-            assert pipe is not None
-            pipe.close()
-        return status
+        return self.process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +62,12 @@ def run(cycle: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def start(run: Path) -> Iterator[Callable[[str], Server]]:
+def start(run: Path, tmp_path: Path) -> Iterator[Callable[[str], Server]]:
     """Start servers; what still runs at the end is killed."""
     servers: list[Server] = []
 
     def start(store: str) -> Server:
-        servers.append(Server(run, store))
+        servers.append(Server(run, store, tmp_path / f"server-{len(servers)}.log"))
         return servers[-1]
 
     yield start
@@ -84,31 +76,68 @@ def start(run: Path) -> Iterator[Callable[[str], Server]]:
             server.end(signal.SIGKILL)
 
 
-def send_until(flag: Flag, url: str, number: int) -> tuple[Acknowledged, list[str], set[int]]:
-    """Append events one after the other until ``flag``: what was acknowledged, what was tried in vain, and
-    every status that came."""
-    acknowledged: Acknowledged = {}
-    failed: list[str] = []
-    statuses: set[int] = set()
-    with httpx.Client(base_url=url, timeout=30) as client:
-        for step in count():
-            if flag.is_set():
-                break
-            name, item = f"{number}-{step}", str(10 * (step % 20 + 1))
-            event = {"user_id": f"u{number}", "item_id": item, "event_id": name}
-            try:
-                answer = client.post("/v1/events", json={"events": [event]})
-            except httpx.TransportError:
-                failed.append(name)
-                time.sleep(0.01)
-                continue
-            statuses.add(answer.status_code)
-            if answer.status_code == 200:
-                assert answer.json() == {"new": 1, "repeated": 0, "unknown_items": []}
-                acknowledged[name] = item
-            else:
-                failed.append(name)
-    return acknowledged, failed, statuses
+class Client(Thread):
+    """Appends events one after the other until it is told to stop, and notes what came of each."""
+
+    def __init__(self, url: str, number: int):
+        super().__init__()
+        self.url, self.number = url, number
+        self.stop = Flag()
+        self.acknowledged: Acknowledged = {}
+        self.failed: list[str] = []
+        self.statuses: set[int] = set()
+
+    def run(self) -> None:
+        with httpx.Client(base_url=self.url, timeout=30) as client:
+            for step in count():
+                if self.stop.is_set():
+                    return
+                name = f"{self.number}-{step}"
+                try:
+                    answer = client.post("/v1/events", json={"events": [event(name)]})
+                except httpx.TransportError:
+                    self.failed.append(name)
+                    time.sleep(0.01)
+                    continue
+                self.statuses.add(answer.status_code)
+                if answer.status_code == 200:
+                    self.acknowledged[name] = event(name)["item_id"]
+                else:
+                    self.failed.append(name)
+
+
+def event(name: str) -> dict[str, str]:
+    number, step = name.split("-")
+    return {"user_id": f"u{number}", "item_id": str(10 * (int(step) % 20 + 1)), "event_id": name}
+
+
+@contextmanager
+def sending(url: str) -> Iterator[list[Client]]:
+    """Clients that send until the block ends, in whatever way."""
+    clients = [Client(url, number) for number in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    try:
+        yield clients
+    finally:
+        for client in clients:
+            client.stop.set()
+        for client in clients:
+            client.join()
+
+
+def wait_for_more(clients: list[Client]) -> None:
+    """Return when each client has got another ten events through."""
+    goals = [len(client.acknowledged) + 10 for client in clients]
+    end = time.monotonic() + 60
+    while any(len(client.acknowledged) < goal for client, goal in zip(clients, goals)):
+        assert time.monotonic() < end, "no event got through"
+        time.sleep(0.02)
+
+
+def sums(clients: list[Client]) -> tuple[Acknowledged, list[str]]:
+    acknowledged = {name: item for client in clients for name, item in client.acknowledged.items()}
+    return acknowledged, [name for client in clients for name in client.failed]
 
 
 def check_stored(store: str, acknowledged: Acknowledged, tried: list[str]) -> None:
@@ -126,26 +155,20 @@ def check_stored(store: str, acknowledged: Acknowledged, tried: list[str]) -> No
 def test_killed_while_it_appends_it_has_every_event_that_it_acknowledged(
     start: Callable[[str], Server], store_url: str
 ) -> None:
-    server, flag = start(store_url), Flag()
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        sending = [pool.submit(send_until, flag, server.url, number) for number in range(CLIENTS)]
-        time.sleep(1)
+    server = start(store_url)
+    with sending(server.url) as clients:
+        wait_for_more(clients)
         server.end(signal.SIGKILL)
-        flag.set()
-        results = [future.result() for future in sending]
-    acknowledged = {name: item for result in results for name, item in result[0].items()}
-    failed = [name for result in results for name in result[1]]
-    assert len(acknowledged) > 50
-    assert failed  # it was killed under way
+        while not all(client.failed for client in clients):
+            time.sleep(0.02)
+    acknowledged, failed = sums(clients)
     check_stored(store_url, acknowledged, failed)
 
     again = start(store_url)  # the clients send again whatever they are not sure of
     with again.client() as client:
         for name in [*failed, *list(acknowledged)[-5:]]:
-            item = acknowledged.get(name) or str(10 * (int(name.split("-")[1]) % 20 + 1))
-            event = {"user_id": f"u{name[0]}", "item_id": item, "event_id": name}
-            assert client.post("/v1/events", json={"events": [event]}).status_code == 200
-            acknowledged[name] = item
+            assert client.post("/v1/events", json={"events": [event(name)]}).status_code == 200
+            acknowledged[name] = event(name)["item_id"]
         assert client.post("/v1/recommend", json=ASK).json()["fallback"] is None
     check_stored(store_url, acknowledged, [])
     assert again.end(signal.SIGTERM) == 0
@@ -154,10 +177,9 @@ def test_killed_while_it_appends_it_has_every_event_that_it_acknowledged(
 def test_without_its_database_it_answers_from_the_fallback_and_recovers_by_itself(
     start: Callable[[str], Server], postgres, postgres_url: str
 ) -> None:
-    server, flag = start(postgres_url), Flag()
-    with ThreadPoolExecutor(CLIENTS) as pool, server.client() as client:
-        sending = [pool.submit(send_until, flag, server.url, number) for number in range(CLIENTS)]
-        time.sleep(0.5)
+    server = start(postgres_url)
+    with sending(server.url) as clients, server.client() as client:
+        wait_for_more(clients)
         assert client.post("/v1/recommend", json=ASK).json()["fallback"] is None
 
         postgres.stop(signal.SIGQUIT)
@@ -169,8 +191,7 @@ def test_without_its_database_it_answers_from_the_fallback_and_recovers_by_itsel
             time.sleep(0.1)
         given = client.post("/v1/recommend", json=ASK | {"history": [10, 20]}).json()
         assert (given["fallback"], given["ignored"]) == (None, ["user_id"])
-        event = {"events": [{"user_id": "u9", "item_id": 10}]}
-        refused = client.post("/v1/events", json=event)
+        refused = client.post("/v1/events", json={"events": [event("9-0")]})
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "store_unavailable"
         assert refused.headers["Retry-After"]
@@ -182,13 +203,9 @@ def test_without_its_database_it_answers_from_the_fallback_and_recovers_by_itsel
         postgres.start()
         assert client.post("/v1/recommend", json=ASK).json()["fallback"] is None
         assert client.get("/readyz").json()["store"] == "ok"
-        time.sleep(0.5)
-        flag.set()
-        results = [future.result() for future in sending]
-    acknowledged = {name: item for result in results for name, item in result[0].items()}
-    failed = [name for result in results for name in result[1]]
-    assert set().union(*(result[2] for result in results)) == {200, 503}
-    assert failed
+        wait_for_more(clients)
+    acknowledged, failed = sums(clients)
+    assert set().union(*(client.statuses for client in clients)) == {200, 503}
     check_stored(postgres_url, acknowledged, failed)
     assert server.end(signal.SIGTERM) == 0
 
@@ -199,25 +216,27 @@ def test_on_a_full_disk_it_refuses_events_and_lives(start: Callable[[str], Serve
     server = start(f"sqlite:///{path}")
     acknowledged: Acknowledged = {}
 
-    def send(name: str) -> int:
-        events = [{"user_id": "ann", "item_id": 10, "event_id": name, "context": {"text": "x" * 2000}}]
-        status = client.post("/v1/events", json={"events": events}).status_code
+    def send(step: int) -> int:
+        sent = event(f"0-{step}")
+        status = client.post(
+            "/v1/events", json={"events": [sent | {"context": {"text": "x" * 2000}}]}
+        ).status_code
         if status == 200:
-            acknowledged[name] = "10"
+            acknowledged[sent["event_id"]] = sent["item_id"]
         return status
 
     with server.client() as client:
-        assert send("first") == 200
+        assert send(0) == 200
         unlimited = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (300_000, unlimited[1]))
-        statuses = [send(f"e{number}") for number in range(200)]
+        statuses = [send(step) for step in range(1, 201)]
         assert set(statuses) == {200, 503}
         assert statuses[-1] == 503
-        answer = client.post("/v1/recommend", json=ASK | {"user_id": "ann"})
+        answer = client.post("/v1/recommend", json=ASK)
         assert answer.json()["fallback"] is None  # what is stored can still be read
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, unlimited)
-        assert send("last") == 200
-    check_stored(f"sqlite:///{path}", acknowledged, [f"e{number}" for number in range(200)])
+        assert send(201) == 200
+    check_stored(f"sqlite:///{path}", acknowledged, [f"0-{step}" for step in range(201)])
     assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert server.end(signal.SIGTERM) == 0
 
@@ -226,25 +245,25 @@ def test_asked_to_stop_it_answers_what_is_under_way(start: Callable[[str], Serve
     """Appends wait for a lock that this test holds; SIGTERM comes; the lock is given back."""
     path = tmp_path / "events.sqlite"
     server = start(f"sqlite:///{path}")
-    holder = sqlite3.connect(path, isolation_level=None)
-    holder.execute("BEGIN IMMEDIATE")
+    connected = Barrier(CLIENTS + 1)
 
     def send(number: int) -> int:
-        event = {"user_id": "ann", "item_id": 10, "event_id": f"e{number}"}
         with server.client() as client:
-            return client.post("/v1/events", json={"events": [event]}).status_code
+            client.get("/healthz")
+            connected.wait(60)
+            return client.post("/v1/events", json={"events": [event(f"0-{number}")]}).status_code
 
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        sending = [pool.submit(send, number) for number in range(CLIENTS)]
-        time.sleep(0.5)
+    with ThreadPoolExecutor(CLIENTS) as pool, closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        sent = [pool.submit(send, number) for number in range(CLIENTS)]
+        connected.wait(60)
+        time.sleep(1)  # until the server has read them; it waits 5 seconds for the lock
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         assert server.process.poll() is None
         with pytest.raises(httpx.ConnectError), server.client() as client:
             client.get("/healthz")  # nothing new is taken
         holder.execute("ROLLBACK")
-        assert [future.result() for future in sending] == [200] * CLIENTS
-    assert server.wait() == 0
-    store = EventStore.open(path)
-    assert len(store.history("ann", 10)) == CLIENTS
-    store.close()
+        assert [future.result() for future in sent] == [200] * CLIENTS
+    assert server.process.wait(60) == 0
+    check_stored(f"sqlite:///{path}", {f"0-{n}": event(f"0-{n}")["item_id"] for n in range(CLIENTS)}, [])
