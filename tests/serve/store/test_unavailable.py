@@ -202,3 +202,19 @@ def test_deleted_content_is_not_in_the_file_any_more(tmp_path: Path) -> None:
     assert b"secret-" not in raw
     store.close()
     assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_content_that_a_reader_holds_in_the_log_is_not_called_erased(tmp_path: Path) -> None:
+    path = tmp_path / "events.sqlite"
+    store = EventStore.open(path, timeout=0.2)
+    store.append([Event("ann", "secret", 1)])
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM ensuite_events").fetchall()
+    with pytest.raises(StoreUnavailable, match=r"are deleted, but the log .* could not be emptied"):
+        store.delete_user("ann")
+    reader.execute("COMMIT")
+    assert store.delete_user("ann") == 0  # this empties it
+    assert b"secret" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    reader.close()
+    store.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -208,8 +210,9 @@ class EventStore:
     def delete_user(self, user_id: str) -> int:
         """Delete all events of a user and return how many there were.
 
-        SQLite overwrites them with zeros (`secure_delete`), in its log too; PostgreSQL frees their place at
-        its next VACUUM, and backups keep what they hold."""
+        SQLite overwrites them with zeros (`secure_delete`) and empties its log; where that fails
+        (`StoreUnavailable`), call again. PostgreSQL frees their place at its next VACUUM, and backups keep
+        what they hold."""
         if not _can_be_kept(user_id):
             return 0
         with self._write() as connection:
@@ -233,13 +236,21 @@ class EventStore:
                 return removed
 
     def _empty_log(self) -> None:
-        """Have SQLite write its log into the database and cut it, so that deleted content is in neither;
-        readers may put that off to the next time."""
-        if self._engine.dialect.name == "sqlite":
-            with failures_named(self.name), self._engine.connect() as connection:
-                driver = connection.connection.driver_connection
-                assert driver is not None
-                driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        """Have SQLite write its log into the database and cut it, so that deleted content is in neither."""
+        if self._engine.dialect.name != "sqlite":
+            return
+        with failures_named(self.name), self._engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection  # a transaction would be in its own way
+            try:
+                busy = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            except sqlite3.OperationalError as error:
+                busy = error
+        if busy:
+            why = busy if isinstance(busy, Exception) else "others read it all the time"
+            raise StoreUnavailable(
+                f"store {self.name}: the events are deleted, but the log that may still hold them could not be "
+                f"emptied: {why}; delete again"
+            )
 
     # Items
 
