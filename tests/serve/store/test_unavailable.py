@@ -211,7 +211,7 @@ def test_content_that_a_reader_holds_in_the_log_is_not_called_erased(tmp_path: P
     reader = sqlite3.connect(path, isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM ensuite_events").fetchall()
-    with pytest.raises(StoreUnavailable, match=r"are deleted, but the log .* could not be emptied"):
+    with pytest.raises(StoreUnavailable, match=r"events are deleted, but the log .* could not be emptied"):
         store.delete_user("ann")
     reader.execute("COMMIT")
     assert store.delete_user("ann") == 0  # this empties it

@@ -248,7 +248,7 @@ class EventStore:
         if busy:
             why = busy if isinstance(busy, Exception) else "others read it all the time"
             raise StoreUnavailable(
-                f"store {self.name}: the events are deleted, but the log that may still hold them could not be "
+                f"store {self.name}: events are deleted, but the log that may still hold them could not be "
                 f"emptied: {why}; delete again"
             )
 
