@@ -20,7 +20,7 @@ Keys and upkeep of the store of `ensuite serve`, while it runs or not.
 
   ensuite store keys add shop --scope read write    # prints the secret, once
   ensuite store keys list
-  ensuite store keys revoke shop                    # at once, in every process
+  ensuite store keys revoke shop                    # within seconds, in every process
   ensuite store forget --before 90d                 # retention: from a timer, every night
   ensuite store delete-user 42
   ensuite store info
@@ -62,7 +62,7 @@ class List(Store):
 
 @dataclass(frozen=True, kw_only=True)
 class Revoke(Store):
-    """Make a key worthless at once."""
+    """Make a key worthless, within 5 seconds in services that run."""
 
     name: tyro.conf.Positional[str]
 
