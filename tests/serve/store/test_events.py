@@ -184,6 +184,25 @@ def test_batches_that_wait_for_each_other_are_both_stored(store: EventStore) -> 
         assert sum(count.repeated for count in counts) == 500
 
 
+def test_deleted_while_it_is_sent_again_it_is_stored_again(postgres_url: str) -> None:
+    """The insert meets the event, the deletion comes, the comparison finds nothing."""
+    store, other = EventStore.open(postgres_url), EventStore.open(postgres_url)
+    event = Event("ann", "tea", 1, "e1")
+    store.append([event])
+    deleted: list[int] = []
+
+    def before(connection, cursor, statement: str, *_: object) -> None:
+        if "SELECT" in statement and not deleted:
+            deleted.append(other.delete_user("ann"))
+
+    sa.event.listen(store._engine, "before_cursor_execute", before)
+    assert store.append([event]) == Appended(1, 0)
+    assert deleted == [1]
+    assert len(store.history("ann", 5)) == 1
+    store.close()
+    other.close()
+
+
 @often
 @given(st.lists(EVENTS, max_size=12), TIMES, st.integers(1, 4))
 def test_retention_removes_the_older_and_nothing_else(

@@ -17,6 +17,8 @@ from ensuite.serve.store.records import to_json
 
 WRITE = "ensuite_write"
 """Execution option of connections that will write."""
+DEADLOCK = "40P01"
+"""PostgreSQL's code of a transaction that it undid because two waited for each other."""
 
 
 class StoreUnavailable(EnsuiteError):
@@ -25,10 +27,10 @@ class StoreUnavailable(EnsuiteError):
     What was to be stored is not acknowledged: send it again, with its event_id. The store works again by
     itself as soon as the database does."""
 
-    def __init__(self, message: str, sqlstate: str | None = None):
+    def __init__(self, message: str, again: bool = False):
         super().__init__(message)
-        self.sqlstate = sqlstate
-        """PostgreSQL's code of what happened."""
+        self.again = again
+        """Whether two writers were in each other's way, and the same call is likely to succeed now."""
 
 
 def parse_url(url: str | os.PathLike[str]) -> sa.URL:
@@ -128,8 +130,8 @@ def failures_named(name: str) -> Iterator[None]:
     except (exc.IntegrityError, exc.DataError, exc.ProgrammingError):
         raise
     except exc.DBAPIError as error:
-        code = getattr(error.orig, "sqlstate", None)
-        raise StoreUnavailable(f"store {name}: {_first_line(error)}", code) from error
+        again = getattr(error.orig, "sqlstate", None) == DEADLOCK
+        raise StoreUnavailable(f"store {name}: {_first_line(error)}", again) from error
 
 
 def _first_line(error: exc.DBAPIError) -> str:

@@ -41,7 +41,6 @@ from ensuite.serve.store.schema import counters, events, items, keys
 
 AT_A_TIME = 200
 """Users, or event ids, asked for in one statement; SQLite joins at most 500 selects."""
-DEADLOCK = "40P01"
 TRIES = 5
 
 
@@ -54,7 +53,8 @@ class EventStore:
     of power.
 
     Every method raises `StoreUnavailable` when the database cannot be reached, answers later than
-    ``timeout``, or cannot write.
+    ``timeout``, or cannot write. (PostgreSQL itself watches over the time of a statement: a server that is
+    frozen, neither dead nor answering, is waited for.)
 
     Examples
     --------
@@ -158,7 +158,7 @@ class EventStore:
             except StoreUnavailable as error:
                 # Two batches with the same ids in another order may wait for each other; PostgreSQL then
                 # undoes one, which has only to try again.
-                if left == 0 or error.sqlstate != DEADLOCK:
+                if left == 0 or not error.again:
                     raise
         raise AssertionError("unreachable")
 
@@ -366,7 +366,9 @@ def _check_repeated(connection: sa.Connection, sent: list[Event]) -> None:
         for row in connection.execute(sa.select(*STORED).where(events.c.event_id.in_(ids)))
     }
     for event in sent:
-        held = stored[event.event_id]
+        held = stored.get(event.event_id)
+        if held is None:  # PostgreSQL: between our two statements
+            raise StoreUnavailable("an event was deleted while it was sent again", again=True)
         for name, value in vars(event).items():
             # A time that the store gave is not the sender's: it cannot differ.
             if value != getattr(held, name) and not (name == "time" and value is None):
