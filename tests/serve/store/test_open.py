@@ -125,17 +125,16 @@ def test_a_file_is_made_only_where_that_is_meant(tmp_path: Path) -> None:
 
 
 def test_missing_rights_are_named(postgres, postgres_url: str) -> None:
-    postgres.execute("DROP ROLE IF EXISTS guest")
     postgres.execute("CREATE ROLE guest LOGIN")
+    postgres.execute("GRANT USAGE ON SCHEMA public TO guest", "test")
     with pytest.raises(EnsuiteError, match="permission denied for schema public"):
         EventStore.open(postgres_url.replace("postgres@", "guest@"))
 
 
 def test_an_encoding_that_cannot_hold_every_id_is_refused(postgres, postgres_url: str) -> None:
-    name = sa.make_url(postgres_url).database
-    postgres.execute(f"CREATE DATABASE {name}_latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    postgres.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
     with pytest.raises(EnsuiteError, match="encoding is LATIN1, ids need UTF8"):
-        EventStore.open(postgres_url.replace(f"/{name}?", f"/{name}_latin?"))
+        EventStore.open(postgres_url.replace("/test?", "/latin?"))
 
 
 def test_where_none_is_named_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:

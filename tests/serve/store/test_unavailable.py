@@ -43,7 +43,7 @@ def test_a_stopped_server_is_named_by_every_call_and_forgotten_when_it_is_back(
     store.append([Event("ann", "tea", 1, "e1")])
     postgres.stop(how)
     for call in CALLS:
-        with pytest.raises(StoreUnavailable, match="store postgresql://postgres@/test_"):
+        with pytest.raises(StoreUnavailable, match="store postgresql://postgres@/test: "):
             call(store)
     with pytest.raises(StoreUnavailable):
         EventStore.open(postgres_url)
