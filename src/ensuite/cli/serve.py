@@ -126,6 +126,8 @@ def bind(host: str, port: int) -> socket.socket:
     """
     from ensuite.errors import EnsuiteError
 
+    if not 0 <= port < 1 << 16:  # the resolver would take it modulo that
+        raise EnsuiteError(f"--port {port}: a port is a number from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -133,9 +135,11 @@ def bind(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise EnsuiteError(f"{host}, port {port}: {reason}; choose another --port or --host") from None
+        listening.listen()  # here already, so that a port in use is found now
+    except OSError as error:
+        raise EnsuiteError(
+            f"{host}, port {port}: {error.strerror or error}; choose another --port or --host"
+        ) from None
     return listening
 
 
