@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ensuite.data.batches import History
 from ensuite.data.dataset import Dataset, index_ids
-from ensuite.errors import EnsuiteError
+from ensuite.errors import EnsuiteError, did_you_mean
 from ensuite.models.base import Model, Retriever
 from ensuite.serve.engine import Engine, ModelEngine
 from ensuite.serve.recommendations import Ranked, Recommendations
@@ -76,21 +76,38 @@ class Recommender:
         self.engine = engine or ModelEngine(self.model)
 
     @classmethod
-    def load(cls, run: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Recommender:
-        """Load a run folder; the dataset it was trained on is not needed."""
-        return cls.of(load_run(run), device=device)
+    def load(
+        cls,
+        run: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        engine: Literal["torch", "onnx"] = "torch",
+    ) -> Recommender:
+        """Load a run folder; the dataset it was trained on is not needed. See `of`."""
+        return cls.of(load_run(run), device=device, engine=engine)
 
     @classmethod
-    def of(cls, run: Run, *, device: str | torch.device = "cpu") -> Recommender:
+    def of(
+        cls,
+        run: Run,
+        *,
+        device: str | torch.device = "cpu",
+        engine: Literal["torch", "onnx"] = "torch",
+    ) -> Recommender:
         """Recommend from a run that is loaded already; titles are the item table's column `title`, or else
-        `name`."""
+        `name`. The engine "onnx" is the graph that `ensuite export RUN --onnx` wrote."""
         titles = next(
             (run.items[name].to_list() for name in ("title", "name") if name in run.items.columns), None
         )
         unit = run.card["data"].get("time_unit") or "s"
         exclude = run.card.get("protocol", {}).get("exclude", "seen")
         return cls(
-            run.model.to(device), run.items["item_id"].to_list(), titles, time_unit=unit, exclude=exclude
+            run.model.to(device),
+            run.items["item_id"].to_list(),
+            titles,
+            time_unit=unit,
+            exclude=exclude,
+            engine=_open_engine(engine, run),
         )
 
     def recommend(
@@ -275,6 +292,16 @@ class Recommender:
     def _name(self, rows: list[int], scores: list[float], unknown: list[ItemId]) -> Ranked:
         titles = None if self.titles is None else [self.titles[row - 1] for row in rows]
         return Ranked([self.item_ids[row - 1] for row in rows], scores, titles, unknown)
+
+
+def _open_engine(name: str, run: Run) -> Engine | None:
+    if name == "torch":
+        return None
+    if name != "onnx":
+        raise EnsuiteError(f"engine = '{name}': {did_you_mean(name, ('onnx', 'torch'))}")
+    from ensuite.serve.export.engine import OnnxEngine
+
+    return OnnxEngine.of(run)
 
 
 def user_history(dataset: Dataset, user_id: Any, *, before: When | None = None) -> list[Any]:
