@@ -205,6 +205,8 @@ class Recommender:
                 f"{name} has no times, which this {type(self.model).__name__} reads: give (item id, time) "
                 "tuples (on the command line --times, one for each item)"
             )
+        if not unknown:
+            return rows, times, sessions, unknown
         kept = None if times is None else [time for time, row in zip(times, rows) if row]
         shared = None if sessions is None else [key for key, row in zip(sessions, rows) if row]
         return [row for row in rows if row], kept, shared, unknown
