@@ -37,8 +37,8 @@ class GRULayer(nn.GRU):
         )
         return states[:, 0].transpose(0, 1), last
 
-    @staticmethod
-    def _for_onnx(weights: Tensor) -> Tensor:
-        """Put the gates into ONNX's order: reset, update, new to update, reset, new."""
-        reset, update, new = weights.chunk(3)
-        return torch.cat([update, reset, new])
+
+def _for_onnx(weights: Tensor) -> Tensor:
+    """Put the gates [3 H, ...] into ONNX's order: from reset, update, new to update, reset, new."""
+    reset, update, new = weights.chunk(3)
+    return torch.cat([update, reset, new])
