@@ -19,12 +19,11 @@ class GRULayer(nn.GRU):
         """Read ``x`` from ``state`` [1, B, H], zero by default: all states, and the last one [1, B, H]."""
         if not torch.compiler.is_exporting():
             return super().forward(x, state)
-        weights = [
-            self._for_onnx(w)[None] for w in (self.weight_ih_l0, self.weight_hh_l0)
-        ]  # [1, 3 H, D or H]
+        parameters = dict(self.named_parameters())
+        weights = [_for_onnx(parameters[f"weight_{of}_l0"])[None] for of in ("ih", "hh")]  # [1, 3 H, D or H]
         bias = None
         if self.bias:
-            bias = torch.cat([self._for_onnx(b) for b in (self.bias_ih_l0, self.bias_hh_l0)])[
+            bias = torch.cat([_for_onnx(parameters[f"bias_{of}_l0"]) for of in ("ih", "hh")])[
                 None
             ]  # [1, 6 H]
         rows, length, hidden = x.shape[0], x.shape[1], self.hidden_size
