@@ -200,7 +200,13 @@ def serve(app: Any, listening: socket.socket, text: str) -> None:
                 sys.stdout.flush()
 
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=30
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        # Longer than proxies keep a connection (nginx: 60 s), which would else send into one that closes.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=30,
     )
     # uvicorn raises the signal that ended it again, for whoever waits for it: an end in good order.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
