@@ -21,7 +21,7 @@ a stable order (RecTools).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -33,6 +33,7 @@ from ensuite.config import config
 from ensuite.data.batches import Batch, History
 from ensuite.errors import EnsuiteError
 from ensuite.models import _hstu_steps
+from ensuite.models._growing import with_rows
 from ensuite.models._hstu_cache import HSTUCache
 from ensuite.models.base import Retriever
 from ensuite.nn.dropout import Dropout
@@ -244,6 +245,10 @@ class HSTU(Retriever):
 
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
         return similar(self.items.weight if items is None else self.items(items), self.config.similarity)
+
+    def with_items(self, like: Sequence[Sequence[int]]) -> HSTU:
+        """Return this model with more items (protocol `TakesItems`)."""
+        return with_rows(self, like)
 
     def start_cache(self, history: History) -> HSTUCache:
         """Read histories once; the cache then takes one event at a time."""

@@ -29,6 +29,7 @@ results/.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -38,6 +39,7 @@ from torch import Tensor, nn
 from ensuite.config import config
 from ensuite.data.batches import History
 from ensuite.errors import EnsuiteError
+from ensuite.models._growing import with_rows
 from ensuite.models.base import Retriever
 from ensuite.nn.dropout import Dropout
 from ensuite.nn.embeddings import ItemTable, Similarity, similar
@@ -200,6 +202,10 @@ class SIGMA(Retriever):
 
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
         return similar(self.items.weight if items is None else self.items(items), self.config.similarity)
+
+    def with_items(self, like: Sequence[Sequence[int]]) -> SIGMA:
+        """Return this model with more items (protocol `TakesItems`)."""
+        return with_rows(self, like)
 
     def _layers(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 from ensuite.data.dataset import SECONDS_PER_TICK
 from ensuite.errors import EnsuiteError
@@ -14,6 +15,31 @@ ItemId = Any
 """The user's own key of an item: whatever stands in the log, a number or a text."""
 When = dt.datetime | dt.date | str | float
 """A moment: datetime (without a zone: UTC), ISO text, or a number in the dataset's unit since 1970."""
+
+
+class BadRequest(EnsuiteError):
+    """A request that cannot be met as it stands; ``field`` names the part of it that is wrong."""
+
+    def __init__(self, message: str, field: str):
+        super().__init__(message)
+        self.field = field
+
+
+class NothingKnown(BadRequest):
+    """A history of which the model knows no item."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked for one history; the fields are those of `Recommender.recommend`."""
+
+    history: Sequence[Any]
+    k: int = 10
+    exclude: Literal["seen", "none"] | Sequence[ItemId] | None = None
+    candidates: Sequence[ItemId] | None = None
+    at: When | None = None
+    name: str = "the history"
+    """What messages call the history."""
 
 
 def read_histories(history: Iterable[Any]) -> tuple[list[list[Any]], bool]:
@@ -60,8 +86,9 @@ def split_times(
     if not pairs:
         return events, None, None
     if len(pairs) < len(events):
-        raise EnsuiteError(
-            f"{name}: {len(pairs)} of {len(events)} events have a time; give all of them one, or none"
+        raise BadRequest(
+            f"{name}: {len(pairs)} of {len(events)} events have a time; give all of them one, or none",
+            "history",
         )
     for pair in pairs:
         if len(pair) not in (2, 3) or len(pair) != len(pairs[0]):
