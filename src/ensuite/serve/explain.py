@@ -73,11 +73,10 @@ def explain(
     events, asked = list(history), list(dict.fromkeys(items))
     if not asked:
         raise EnsuiteError("no item to explain: give those that were recommended, say")
-    whole = recommender.recommend(events, len(asked), exclude="none", candidates=asked, at=at)
-    read = _read(recommender, events, set(map(str, whole.unknown)))
-    if at is None and isinstance(events[0], tuple):
+    read = _read(recommender, events)
+    if at is None and read and isinstance(events[0], tuple):
         at = events[read[-1]][1]
-    histories = [[events[e] for e in read]]
+    histories = [[events[e] for e in read] or events]
     if len(read) > 1:
         histories += [[events[e] for e in read if e != left_out] for left_out in read]
     answers = recommender.recommend(histories, len(asked), exclude="none", candidates=asked, at=at)
@@ -93,10 +92,10 @@ def explain(
     return Explanation(asked, [full[item] for item in asked], weights)
 
 
-def _read(recommender: Recommender, events: list[Any], unknown: set[str]) -> list[int]:
+def _read(recommender: Recommender, events: list[Any]) -> list[int]:
     """Return the positions of the events that the model reads, in order of time."""
     order = list(range(len(events)))
-    if isinstance(events[0], tuple):
+    if events and isinstance(events[0], tuple):
         order.sort(key=lambda e: to_seconds(events[e][1], recommender.time_unit))
-    item = [str(event[0] if isinstance(event, tuple) else event) for event in events]
-    return [e for e in order if item[e] not in unknown][-recommender.model.max_length :]
+    item = [event[0] if isinstance(event, tuple) else event for event in events]
+    return [e for e in order if recommender.knows(item[e])][-recommender.model.max_length :]

@@ -187,7 +187,11 @@ class SearchBox:
                     Tag("span", "what", option.text)
                     Tag("span", "hint", option.hint)
                 # Before the field loses the focus, which closes the list.
-                row.on("mousedown", lambda _, n=number: self._take(n), js_handler="(e) => { e.preventDefault(); emit() }")
+                row.on(
+                    "mousedown",
+                    lambda _, n=number: self._take(n),
+                    js_handler="(e) => { e.preventDefault(); emit() }",
+                )
             if not options and text.strip():
                 Tag("li", "none", f"Nothing is called “{text.strip()}”")
         self._show(bool(options) or bool(text.strip()))
@@ -200,7 +204,11 @@ class SearchBox:
                 await self._take(self.at)
         elif self.options:
             step = 1 if event.args == "ArrowDown" else -1
-            self.at = (self.at + step) % len(self.options) if self.at >= 0 else (0 if step > 0 else len(self.options) - 1)
+            self.at = (
+                (self.at + step) % len(self.options)
+                if self.at >= 0
+                else (0 if step > 0 else len(self.options) - 1)
+            )
             self._show(True)
 
     async def _take(self, number: int) -> None:

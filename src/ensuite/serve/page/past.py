@@ -1,0 +1,207 @@
+"""The left half of "Try it": a history, the newest event on top, that is built, put in order and recorded."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from nicegui import ui
+
+from ensuite.serve.page.backend import Backend, KnownUser, PastEvent
+from ensuite.serve.page.components import Option, SearchBox, Tag, button, icon_button
+
+SHOWN = 40
+"""Events that are shown of a long history until all are asked for."""
+
+
+class Acts(Protocol):
+    """What can be done to the history; each builds the page anew where it must."""
+
+    async def add(self, item: object) -> None: ...
+    async def remove(self, number: int) -> None: ...
+    async def move(self, number: int, step: int) -> None: ...
+    async def clear(self) -> None: ...
+    async def example(self) -> None: ...
+    async def choose(self, user: KnownUser) -> None: ...
+    async def record(self) -> None: ...
+
+
+class PastPanel:
+    """Shows a history and offers what can be done to it."""
+
+    def __init__(self, backend: Backend, acts: Acts):
+        self.backend, self.acts = backend, acts
+        self.all_shown = False
+        self._rows: dict[int, tuple[Tag, Tag, Tag]] = {}
+        with Tag("section", "panel past", aria_labelledby="past-title"):
+            with Tag("div", "title"):
+                Tag("h2", "", "So far", id="past-title")
+                self.whose = Tag("span", "whose")
+            SearchBox(
+                "items", "Search items by title or id", "Search a title or an id", self._items, acts.add
+            )
+            SearchBox("users", "Pick a user", "… or pick a user", self._users, acts.choose)
+            self.body = Tag("div", "body")
+
+    def show(self, events: Sequence[PastEvent], user: KnownUser | None, offered: bool) -> None:
+        """Build the list anew; ``offered``: whether events may be recorded for the user."""
+        self.whose.clear()
+        with self.whose:
+            if user is not None:
+                Tag("span", "pill live" if user.stored else "pill", f"user {user.user}")
+        self.body.clear()
+        self._rows = {}
+        with self.body:
+            if not events:
+                self._empty(user)
+                return
+            self._tools(events, user, offered)
+            first = 0 if self.all_shown else max(0, len(events) - SHOWN)
+            with Tag("ol", "events", aria_label="The history, the newest first", reversed=True):
+                for number in reversed(range(first, len(events))):
+                    self._row(number, events)
+            if first:
+                button(
+                    f"Show all {len(events)}",
+                    lambda: self._all(events, user, offered),
+                    "quiet wide",
+                    id="all",
+                )
+
+    def weigh(self, weights: Sequence[float] | None) -> None:
+        """Show what each event weighs for the recommendation that is looked at; None: nothing is."""
+        known = [abs(w) for w in weights or [] if not math.isnan(w)]
+        most = max(known, default=0.0)
+        for number, (row, bar, value) in self._rows.items():
+            weight = weights[number] if weights is not None and number < len(weights) else 0.0
+            if weights is None or (not math.isnan(weight) and (most == 0 or abs(weight) < 1e-3 * most)):
+                row.classes(remove="for against")
+                bar.style(replace="--part: 0")
+                value.text = ""
+                row.set(aria_description=None if weights is None else "weighs nothing for the selected item")
+                continue
+            share = 1.0 if math.isnan(weight) else abs(weight) / most
+            against = weight < 0
+            row.classes(add="against" if against else "for", remove="for" if against else "against")
+            bar.style(replace=f"--part: {share:.3f}")
+            value.text = "all" if math.isnan(weight) else signed(weight)
+            row.set(aria_description=f"weight {value.text} for the selected item")
+
+    def _empty(self, user: KnownUser | None) -> None:
+        with Tag("div", "empty"):
+            if user is None:
+                Tag("p", "big", "Whose story is it?")
+                Tag("p", "", "Search a few titles above, pick a user, or look at an example.")
+            else:
+                Tag("p", "big", f"User {user.user} has no events yet.")
+                Tag(
+                    "p", "", "Search a title above to add one; what arrives over HTTP appears here by itself."
+                )
+            button("Show me an example", self.acts.example, "primary", id="example")
+
+    def _tools(self, events: Sequence[PastEvent], user: KnownUser | None, offered: bool) -> None:
+        new = sum(not event.recorded for event in events)
+        with Tag("div", "tools"):
+            count = f"{len(events):,} event{'s' * (len(events) != 1)}"
+            Tag("span", "count", count + (f", {new:,} not recorded" if user and user.stored and new else ""))
+            if user is not None and offered and new:
+                what = f"Record {new:,} event{'s' * (new != 1)}"
+                button(
+                    what,
+                    self.acts.record,
+                    "quiet",
+                    id="record",
+                    title=f"Append to the store, for user {user.user}",
+                )
+            button("Clear", self.acts.clear, "quiet", id="clear")
+
+    def _row(self, number: int, events: Sequence[PastEvent]) -> None:
+        event = events[number]
+        title = self.backend.title(event.item)
+        known = self.backend.recommender.knows(event.item)
+        kind = (
+            ("" if event.recorded else " draft")
+            + (" fresh" if event.fresh else "")
+            + ("" if known else " unknown")
+        )
+        with Tag("li", f"event{kind}", data_item=str(event.item), value=number + 1) as row:
+            with Tag("div", "what"):
+                Tag("span", "name", title)
+                Tag("span", "hint", self._hint(event, known))
+                bar = Tag("span", "weight", aria_hidden="true")
+            value = Tag("span", "value")
+            with Tag("div", "moves"):
+                if number < len(events) - 1:
+                    icon_button(
+                        "up", f"Move {title} later", lambda: self.acts.move(number, 1), id=f"later-{number}"
+                    )
+                if number > 0:
+                    icon_button(
+                        "down",
+                        f"Move {title} earlier",
+                        lambda: self.acts.move(number, -1),
+                        id=f"earlier-{number}",
+                    )
+                icon_button(
+                    "remove", f"Remove {title}", lambda: self.acts.remove(number), id=f"remove-{number}"
+                )
+        self._rows[number] = row, bar, value
+
+    def _hint(self, event: PastEvent, known: bool) -> str:
+        parts = [str(event.item)] if self.backend.recommender.titles is not None else []
+        if event.time is not None:
+            parts.append(say_date(event.time))
+        if not known:
+            parts.append("unknown to the model")
+        return " · ".join(parts)
+
+    def _all(self, events: Sequence[PastEvent], user: KnownUser | None, offered: bool) -> None:
+        self.all_shown = True
+        self.show(events, user, offered)
+
+    async def _items(self, text: str) -> list[Option]:
+        titled = self.backend.recommender.titles is not None
+        return [
+            Option(found.title, str(found.item) if titled else "", found.item)
+            for found in self.backend.index().find(text)
+        ]
+
+    async def _users(self, text: str) -> list[Option]:
+        text = text.strip()
+        found = await self.backend.users(text)
+        options = [
+            Option(str(user.user), f"{user.events:,} events, {'live' if user.stored else 'dataset'}", user)
+            for user in found
+        ]
+        if text and text not in [option.text for option in options]:
+            options.append(Option(text, "new user", KnownUser(text, True, 0)))
+        return options
+
+
+def say_date(seconds: int) -> str:
+    """Write a moment as a day, or as a time of today.
+
+    >>> say_date(0)
+    '1970-01-01'
+    """
+    try:
+        when = dt.datetime.fromtimestamp(seconds, dt.UTC)
+    except (OverflowError, ValueError, OSError):
+        return "far away in time"
+    return f"{when:%H:%M:%S} UTC" if when.date() == dt.datetime.now(dt.UTC).date() else f"{when:%Y-%m-%d}"
+
+
+def signed(value: float) -> str:
+    """Write a weight with its sign.
+
+    >>> signed(0.5), signed(-12.34)
+    ('+0.50', '−12.3')
+    """
+    text = (
+        f"{abs(value):.3g}"
+        if abs(value) >= 100 or abs(value) < 0.01
+        else f"{abs(value):.{1 if abs(value) >= 10 else 2}f}"
+    )
+    return ("−" if value < 0 else "+") + text
