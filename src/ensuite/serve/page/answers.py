@@ -136,5 +136,5 @@ def compare_ranks(rank: int, item: ItemId, other: Sequence[ItemId]) -> tuple[str
     there = other.index(item) + 1
     said = f"rank {there} in the other list"
     if there == rank:
-        return "=", "same", f"the same rank in the other list"
+        return "=", "same", "the same rank in the other list"
     return (f"↑{there - rank}", "higher", said) if there > rank else (f"↓{rank - there}", "lower", said)

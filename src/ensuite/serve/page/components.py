@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from nicegui import ui
+from nicegui import Client, ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from ensuite.serve.page.theme import HEAD, LOGO, icon
@@ -92,20 +93,14 @@ def frame(place: str, title: str, status: str = "") -> Iterator[Tag]:
     Tag("div", "toasts", id="toasts", role="status", aria_live="polite")
 
 
-def toast(text: str) -> None:
+def toast(client: Client, text: str) -> None:
     """Say something in passing, at the lower edge."""
-    ui.run_javascript(f"ensuite.toast({_js(text)})")
+    client.run_javascript(f"ensuite.toast({json.dumps(text)})")
 
 
-def refocus() -> None:
+def refocus(client: Client) -> None:
     """Give the focus back to what had it before it was built anew."""
-    ui.run_javascript("ensuite.refocus()")
-
-
-def _js(text: str) -> str:
-    import json
-
-    return json.dumps(text)
+    client.run_javascript("ensuite.refocus()")
 
 
 @dataclass(frozen=True)

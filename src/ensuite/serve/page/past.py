@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
-
-from nicegui import ui
 
 from ensuite.serve.page.backend import Backend, KnownUser, PastEvent
 from ensuite.serve.page.components import Option, SearchBox, Tag, button, icon_button
@@ -86,7 +85,7 @@ class PastPanel:
             against = weight < 0
             row.classes(add="against" if against else "for", remove="for" if against else "against")
             bar.style(replace=f"--part: {share:.3f}")
-            value.text = "all" if math.isnan(weight) else signed(weight)
+            value.text = "all" if math.isnan(weight) else signed(weight, most)
             row.set(aria_description=f"weight {value.text} for the selected item")
 
     def _empty(self, user: KnownUser | None) -> None:
@@ -99,6 +98,7 @@ class PastPanel:
                 Tag(
                     "p", "", "Search a title above to add one; what arrives over HTTP appears here by itself."
                 )
+                return
             button("Show me an example", self.acts.example, "primary", id="example")
 
     def _tools(self, events: Sequence[PastEvent], user: KnownUser | None, offered: bool) -> None:
@@ -133,20 +133,16 @@ class PastPanel:
                 bar = Tag("span", "weight", aria_hidden="true")
             value = Tag("span", "value")
             with Tag("div", "moves"):
-                if number < len(events) - 1:
+                for sign, way, step in (("up", "later", 1), ("down", "earlier", -1)):
                     icon_button(
-                        "up", f"Move {title} later", lambda: self.acts.move(number, 1), id=f"later-{number}"
+                        sign,
+                        f"Move {title} {way}",
+                        partial(self.acts.move, number, step),
+                        id=f"{way}-{number}",
+                        disabled=not 0 <= number + step < len(events),
                     )
-                if number > 0:
-                    icon_button(
-                        "down",
-                        f"Move {title} earlier",
-                        lambda: self.acts.move(number, -1),
-                        id=f"earlier-{number}",
-                    )
-                icon_button(
-                    "remove", f"Remove {title}", lambda: self.acts.remove(number), id=f"remove-{number}"
-                )
+                remove = partial(self.acts.remove, number)
+                icon_button("remove", f"Remove {title}", remove, id=f"remove-{number}")
         self._rows[number] = row, bar, value
 
     def _hint(self, event: PastEvent, known: bool) -> str:
@@ -193,15 +189,11 @@ def say_date(seconds: int) -> str:
     return f"{when:%H:%M:%S} UTC" if when.date() == dt.datetime.now(dt.UTC).date() else f"{when:%Y-%m-%d}"
 
 
-def signed(value: float) -> str:
-    """Write a weight with its sign.
+def signed(value: float, most: float) -> str:
+    """Write a weight with its sign, and as many decimals as tell two digits of the greatest one.
 
-    >>> signed(0.5), signed(-12.34)
-    ('+0.50', '−12.3')
+    >>> signed(0.5, 0.5), signed(-0.009, 0.08), signed(3.2, 120.0)
+    ('+0.50', '−0.009', '+3')
     """
-    text = (
-        f"{abs(value):.3g}"
-        if abs(value) >= 100 or abs(value) < 0.01
-        else f"{abs(value):.{1 if abs(value) >= 10 else 2}f}"
-    )
-    return ("−" if value < 0 else "+") + text
+    digits = 2 if not most else max(0, min(6, 1 - math.floor(math.log10(most))))
+    return f"{'−' if value < 0 else '+'}{abs(value):.{digits}f}"

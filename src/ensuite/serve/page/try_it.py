@@ -13,7 +13,7 @@ from ensuite.errors import EnsuiteError
 from ensuite.serve.explain import Explanation
 from ensuite.serve.page.answers import AnswerList, Listed
 from ensuite.serve.page.backend import Backend, KnownUser, PastEvent
-from ensuite.serve.page.components import Tag, frame, markup, refocus, toast
+from ensuite.serve.page.components import Tag, frame, refocus, toast
 from ensuite.serve.page.past import PastPanel
 from ensuite.serve.recommendations import Ranked
 from ensuite.serve.recommender import Recommender
@@ -30,22 +30,20 @@ EVERY = 1.0
 class TryIt:
     """What one reader looks at: nothing of it is shared with another."""
 
-    def __init__(self, backend: Backend, may_record: bool):
+    def __init__(self, backend: Backend, may_record: bool, beside: str = ""):
         self.backend, self.may_record = backend, may_record
         self.events: list[PastEvent] = []
         self.user: KnownUser | None = None
         self.version: Any = None
-        self.k, self.exclude, self.candidates, self.at, self.beside = (
-            10,
-            backend.recommender.exclude,
-            "",
-            "",
-            "",
-        )
+        self.k, self.exclude = DEPTHS[0], backend.recommender.exclude
+        self.candidates, self.at = "", ""
+        others = [run.name for run in backend.others()]
+        self.beside = beside if beside in others else ""
         self.explained: dict[str, Explanation] = {}
         self.lists: dict[str, AnswerList] = {}
         self.pinned: tuple[str, ItemId] | None = None
         self.looked: tuple[str, ItemId] | None = None
+        self.client = ui.context.client
         self._turn = 0
         self._served = backend.recommender
         with frame("/", "Try it", backend.run.name), Tag("div", "try"):
@@ -53,7 +51,7 @@ class TryIt:
             with Tag("section", "panel next", aria_labelledby="next-title"):
                 with Tag("div", "title"):
                     Tag("h2", "", "And then?", id="next-title")
-                    self._options()
+                    self._options(others)
                 self.out = Tag("div", "out", aria_live="polite", aria_busy="false")
         self.past.show([], None, False)
         self._nothing()
@@ -121,11 +119,11 @@ class TryIt:
         try:
             await self.backend.record(self.user, new)
         except EnsuiteError as error:
-            toast(f"Nothing was recorded: {error}")
+            toast(self.client, f"Nothing was recorded: {error}")
             return
         self.user = replace(self.user, stored=True)
         self.events = [replace(event, recorded=True) for event in self.events]
-        toast(f"Recorded {len(new)} event{'s' * (len(new) != 1)} for user {self.user.user}")
+        toast(self.client, f"Recorded {len(new)} event{'s' * (len(new) != 1)} for user {self.user.user}")
         self._show_past()
 
     def _now(self) -> int | None:
@@ -141,7 +139,7 @@ class TryIt:
     async def _changed(self) -> None:
         self._show_past()
         await self._ask()
-        refocus()
+        refocus(self.client)
 
     def _show_past(self) -> None:
         self.past.show(self.events, self.user, self.may_record)
@@ -215,7 +213,8 @@ class TryIt:
             Tag(
                 "p",
                 "",
-                "Every change of the history is answered at once; point at an answer to see which events speak for it.",
+                "Every change of the history is answered at once. Point at an answer to see which events "
+                "speak for it.",
             )
 
     def _say(self, text: str) -> None:
@@ -253,7 +252,7 @@ class TryIt:
 
     # -- options --
 
-    def _options(self) -> None:
+    def _options(self, others: list[str]) -> None:
         with Tag("div", "options"):
             with Tag("label", "field"):
                 Tag("span", "", "Show")
@@ -262,10 +261,10 @@ class TryIt:
                         Tag("option", "", str(k), value=str(k))
             with Tag("label", "field"):
                 Tag("span", "", "Beside")
-                with Tag("select", "", id="beside") as self.select:
+                with Tag("select", "", id="beside") as other:
                     Tag("option", "", "no other model", value="")
-                    for run in self.backend.others():
-                        Tag("option", "", run.name, value=run.name)
+                    for name in others:
+                        Tag("option", "", name, value=name, selected=name == self.beside)
             with Tag("details", "more"):
                 Tag("summary", "", "Options")
                 with Tag("div", "drawer"):
@@ -288,7 +287,7 @@ class TryIt:
                         )
         value = "(e) => emit(e.target.value)"
         depth.on("change", lambda e: self._option(k=int(e.args)), js_handler=value)
-        self.select.on("change", lambda e: self._option(beside=e.args), js_handler=value)
+        other.on("change", lambda e: self._option(beside=e.args), js_handler=value)
         among.on("change", lambda e: self._option(candidates=e.args), js_handler=value)
         seen.on(
             "change",
@@ -328,5 +327,5 @@ class TryIt:
             return
         self.events = [replace(event, fresh=event in fresh) for event in past] + drafts
         if fresh:
-            toast(f"New: {self.backend.title(fresh[-1].item)}")
+            toast(self.client, f"New: {self.backend.title(fresh[-1].item)}")
         await self._changed()
