@@ -1,4 +1,4 @@
-"""Micro-batching: what callers ask for while the worker is busy is answered in its next call, all together."""
+"""Micro-batching: what callers ask for while the worker is busy is answered in its next call."""
 
 from __future__ import annotations
 

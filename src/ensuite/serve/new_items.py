@@ -64,8 +64,8 @@ def check(base: Recommender, items: Sequence[Item]) -> None:
         for place, name in enumerate(item.like):
             if not base.knows(name):
                 raise BadRequest(
-                    f"item {name!r} is unknown to the model, so nothing can be like it; name items that it was "
-                    "trained on",
+                    f"item {name!r} is unknown to the model, so nothing can be like it; name items that it "
+                    "was trained on",
                     f"items.{number}.like.{place}",
                 )
         if not base.knows(item.item_id) and not item.like:
