@@ -52,8 +52,8 @@ def size_and_time(file: Path) -> list[int]:
 
 
 def cache_folder() -> Path:
-    """Return where what can be computed again is kept: the environment's ``ENSUITE_CACHE``, or a folder in the
-    user's own cache."""
+    """Return where what can be computed again is kept: the environment's ``ENSUITE_CACHE``, or a folder in
+    the user's own cache."""
     return Path(os.environ.get("ENSUITE_CACHE") or Path.home() / ".cache" / "ensuite")
 
 

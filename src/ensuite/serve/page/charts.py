@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from ensuite.evaluate.report import tables
-from ensuite.evaluate.report.page import learning_panel, panel, pretty
+from ensuite.evaluate.report.page import learning_panel, panel
 from ensuite.evaluate.report.svg import Series, line_chart
 from ensuite.serve.page.shelf import Shelved
 
@@ -41,42 +41,49 @@ def curves(run: Shelved) -> list[str]:
 
 def printed(table: Table) -> str:
     """Return a table that was made for the terminal as HTML: one wording for both."""
-    columns = [list(column.cells) for column in table.columns]
-    head = ""
-    if table.show_header:
-        head = (
-            "<tr>" + "".join(f"<th>{escape(str(column.header))}</th>" for column in table.columns) + "</tr>"
-        )
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in zip(*columns)
-    )
-    kind = "" if table.show_header else ' class="pairs"'
-    title = f"<h2>{escape(str(table.title))}</h2>" if table.title else ""
-    return (
-        f'<section class="card">{title}<div class="scroll"><table{kind}>{head}{body}</table></div></section>'
-    )
+    cells = [list(column.cells) for column in table.columns]
+    rows = [[escape(str(cell)) for cell in row] for row in zip(*cells)]
+    heads = [escape(str(column.header)) for column in table.columns] if table.show_header else []
+    return _table(str(table.title or ""), rows, heads)
 
 
-def pairs(values: Sequence[tuple[str, Any]], heading: str = "") -> str:
+def pairs(values: Sequence[tuple[str, Any]], heading: str) -> str:
     """Return names and values as a table of two columns."""
-    body = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(_say(value))}</td></tr>" for name, value in values
-    )
-    title = f"<h2>{escape(heading)}</h2>" if heading else ""
-    return f'<section class="card">{title}<div class="scroll"><table class="pairs">{body}</table></div></section>'
+    return _table(heading, [[escape(name), escape(_say(value))] for name, value in values])
+
+
+def _table(title: str, rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> str:
+    head = "<tr>" + "".join(f"<th>{text}</th>" for text in heads) + "</tr>" if heads else ""
+    body = "".join("<tr>" + "".join(f"<td>{text}</td>" for text in row) + "</tr>" for row in rows)
+    kind = "" if heads else ' class="pairs"'
+    above = f"<h2>{escape(title)}</h2>" if title else ""
+    table = f'<div class="scroll"><table{kind}>{head}{body}</table></div>'
+    return f'<section class="card">{above}{table}</section>'
 
 
 def _say(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.4g}"
+    """Write a value of a card for a reader: no brackets, no quotes.
+
+    >>> _say({"user": {"column": "uid", "how": "known"}}), _say([1, 2]), _say(None), _say(12345)
+    ('user: column uid, how known', '1, 2', '–', '12,345')
+    """
+    if isinstance(value, Mapping):
+        return "; ".join(
+            f"{key}: " + ", ".join(f"{inner} {_say(of)}" for inner, of in one.items())
+            if isinstance(one, Mapping)
+            else f"{key} {_say(one)}"
+            for key, one in value.items()
+        )
+    if isinstance(value, list):
+        return ", ".join(map(_say, value)) or "none"
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, float):
+        return f"{value:,.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def cost(run: Shelved) -> tuple[str, str]:
     """Return training time and parameters of a run, as the report writes them."""
-    return tables.seconds(run.card.get("train_seconds")), tables.count(run.card.get("parameters"))
-
-
-__all__ = ["VALIDATED", "best_validation", "cost", "curves", "pairs", "pretty", "printed"]
+    spent = tables.seconds(run.card["train_seconds"]) if "train_seconds" in run.card else "–"
+    return spent, tables.count(run.card.get("parameters"))

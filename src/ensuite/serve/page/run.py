@@ -9,17 +9,13 @@ from urllib.parse import quote
 
 from ensuite.errors import EnsuiteError
 from ensuite.evaluate.report import tables
+from ensuite.evaluate.report.page import pretty
 from ensuite.serve.page.backend import Backend
-from ensuite.serve.page.charts import VALIDATED, best_validation, curves, pairs, pretty
+from ensuite.serve.page.charts import VALIDATED, best_validation, curves, pairs
 from ensuite.serve.page.components import Tag, frame, markup
 from ensuite.serve.page.shelf import find_run, same_catalogue
 
-SECTIONS = (
-    ("data", "Data"),
-    ("protocol", "Protocol"),
-    ("training", "Training"),
-    ("environment", "Environment"),
-)
+SECTIONS = ("data", "protocol", "training", "environment")
 
 
 def show_run(backend: Backend, name: str) -> None:
@@ -41,7 +37,7 @@ def show_run(backend: Backend, name: str) -> None:
         with Tag("div", "title"):
             Tag("h1", "", run.name)
             if run.ready and same_catalogue(run, backend.recommender.item_ids):
-                beside = run.path.resolve() != backend.run.resolve()
+                beside = run.path.resolve() != backend.run.path.resolve()
                 query = f"/?beside={quote(run.name)}" if beside else "/"
                 Tag(
                     "a", "button primary", "Try it" + (" beside the served one" if beside else ""), href=query
@@ -61,20 +57,19 @@ def show_run(backend: Backend, name: str) -> None:
                     Tag("dd", "", value)
         charts = "".join(curves(run))
         sections = "".join(
-            pairs(list(_flat(run.card[key])), heading) for key, heading in SECTIONS if key in run.card
+            pairs(list(_flat(run.card[key])), key.capitalize()) for key in SECTIONS if key in run.card
         )
         settings = (run.path / "config.yaml").read_text(encoding="utf-8", errors="replace")
         markup(
-            f'<div class="grid">{charts}</div><div class="grid">{sections}</div>'
+            f'<div class="grid">{charts}</div><div class="sections">{sections}</div>'
             f'<details class="card"><summary>Settings</summary><pre>{escape(settings)}</pre></details>',
             classes="report",
         )
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        name = f"{before}{key}".replace("_", " ")
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}, ")
+            yield from ((f"{key}, {inner}".replace("_", " "), of) for inner, of in value.items())
         else:
-            yield name, value
+            yield key.replace("_", " "), value

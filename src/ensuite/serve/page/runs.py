@@ -13,9 +13,9 @@ from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.evaluate.entries import check_cards
 from ensuite.evaluate.report import tables
-from ensuite.evaluate.report.page import cards_panel, learning_panel
+from ensuite.evaluate.report.page import cards_panel, learning_panel, pretty
 from ensuite.serve.page.backend import Backend
-from ensuite.serve.page.charts import VALIDATED, best_validation, cost, pretty, printed
+from ensuite.serve.page.charts import VALIDATED, best_validation, cost, printed
 from ensuite.serve.page.comparing import Comparisons, Job
 from ensuite.serve.page.components import Tag, button, frame, markup
 from ensuite.serve.page.shelf import Shelved, read_shelf
@@ -40,8 +40,8 @@ class Runs:
             said = f"{len(runs)} run{'s' * (len(runs) != 1)} in {backend.runs}"
             if len(groups) > 1:
                 said += (
-                    f", on {len(groups)} datasets. Their cards differ, so each dataset has a table of its own: "
-                    "a number means something only together with its data, split and rule."
+                    f", on {len(groups)} datasets. Their cards differ, so each dataset has a table of its "
+                    "own: a number means something only together with its data, split and rule."
                 )
             Tag("p", "lead", said)
             for members in groups.values():
@@ -52,7 +52,7 @@ class Runs:
             Tag("p", "big", "No runs to show.")
             if backend.runs is None:
                 Tag("p", "", "The service was started without a folder of runs. Start it with:")
-                Tag("code", "command", f"ensuite serve {backend.run} --runs {backend.run.parent}")
+                Tag("code", "command", f"ensuite serve {backend.run.path} --runs {backend.run.path.parent}")
             else:
                 Tag("p", "", f"There is none in {backend.runs} yet. Train one:")
                 Tag("code", "command", f"ensuite train sasrec --data DATA --out {backend.runs}/sasrec")
@@ -78,7 +78,7 @@ class Group:
                 self.back = button("Choose other runs", self._show_validation, "quiet", hidden=True)
             self.bar = Tag("div", "progress", hidden=True)
             self.out = Tag("div")
-            with Tag("div"):
+            with Tag("div", "report"):
                 self._data(data["path"], runs[0].fingerprint)
         self._show_validation()
         ui.timer(0.05, self._find, once=True)
@@ -94,7 +94,7 @@ class Group:
             self._differing()
             with Tag("div", "report"), Tag("section", "card"), Tag("div", "scroll"), Tag("table", "shelf"):
                 with Tag("tr"):
-                    for head in ("run", *map(pretty, VALIDATED), "kept of", "training", "parameters"):
+                    for head in ("run", *map(pretty, VALIDATED), "epoch kept", "training", "parameters"):
                         Tag("th", "", head)
                 best = max((best_validation(run).get(VALIDATED[0], 0.0) for run in self.runs), default=0.0)
                 for run in self.runs:
@@ -130,10 +130,8 @@ class Group:
                     if name == VALIDATED[0] and value is not None and best > 0:
                         Tag("span", "spark").style(f"--part: {value / best:.3f}")
             training = run.card.get("training", {})
-            epochs = (
-                f"{training.get('best_epoch')} of {training.get('epochs')}" if training.get("epochs") else "–"
-            )
-            for text in (_state(run) or epochs, *cost(run)):
+            kept, epochs = training.get("best_epoch"), training.get("epochs")
+            for text in (_state(run) or (f"{kept} of {epochs}" if epochs else "–"), *cost(run)):
                 Tag("td", "", text)
 
     def _differing(self) -> None:
@@ -149,9 +147,9 @@ class Group:
         self.ask.set(disabled=not self.chosen)
 
     def _data(self, path: str, fingerprint: str) -> None:
-        with Tag("details", "report") as details:
+        with Tag("details", "card") as details:
             Tag("summary", "", "The data")
-            body = Tag("div")
+            body = Tag("div", "stack")
         opened = False
 
         async def show() -> None:

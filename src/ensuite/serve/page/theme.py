@@ -27,7 +27,8 @@ LOGO = (
 
 FAVICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">'
-    '<circle cx="5" cy="16" r="3" fill="#98a2b5"/><circle cx="20" cy="16" r="8" fill="none" stroke="#3b6fe0" stroke-width="5"/></svg>'
+    '<circle cx="5" cy="16" r="3" fill="#98a2b5"/>'
+    '<circle cx="20" cy="16" r="8" fill="none" stroke="#3b6fe0" stroke-width="5"/></svg>'
 )
 
 

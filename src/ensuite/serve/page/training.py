@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from urllib.parse import quote
 
 from nicegui import ui
 
@@ -86,9 +87,9 @@ class Watched:
         """Bring what is shown up to date."""
         progress = _progress(run)
         self.name.text = run.name
-        self.name.set(href=f"/run?name={run.name}")
+        self.name.set(href=f"/run?name={quote(run.name)}")
         self.about.text = f"{run.card['model']} on {run.card['data']['name']}"
-        share = _share(progress)
+        share, running = _share(progress), progress.state == "running"
         self.bar.style(replace=f"--part: {share:.4f}")
         self.bar.set(aria_valuenow=str(round(100 * share)))
         facts = [
@@ -96,7 +97,7 @@ class Watched:
             ("step", f"{progress.step:,} of {progress.steps:,}" if progress.steps else "–"),
             ("loss", "–" if progress.loss is None else f"{progress.loss:.4f}"),
             ("rate", "–" if progress.rate is None else f"{progress.rate:,.1f} steps/s"),
-            ("left", _duration(progress.seconds_left) if progress.state == "running" else "–"),
+            ("left", _duration(progress.seconds_left) if running else "–"),
             (
                 "since",
                 _duration(
@@ -141,6 +142,10 @@ class Watched:
 def _progress(run: Shelved) -> Progress:
     assert run.progress is not None
     return run.progress
+
+
+def _rank(progress: Progress) -> tuple[int, float]:
+    return ORDER[progress.state], -progress.started
 
 
 def _share(progress: Progress) -> float:

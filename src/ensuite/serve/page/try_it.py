@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from nicegui import ui
 
 from ensuite.errors import EnsuiteError
+from ensuite.serve.asking import Answer, Request
 from ensuite.serve.explain import Explanation
 from ensuite.serve.page.answers import AnswerList, Listed
 from ensuite.serve.page.backend import Backend, KnownUser, PastEvent
 from ensuite.serve.page.components import Tag, frame, refocus, toast
 from ensuite.serve.page.past import PastPanel
-from ensuite.serve.recommendations import Ranked
 from ensuite.serve.recommender import Recommender
-from ensuite.serve.requests import Ask, ItemId
+from ensuite.serve.requests import ItemId, to_seconds
 from ensuite.serve.store import StoreUnavailable
+
+logger = logging.getLogger(__name__)
 
 DEPTHS = (10, 20, 50)
 EXPLAINED = 50
@@ -30,13 +34,21 @@ EVERY = 1.0
 class TryIt:
     """What one reader looks at: nothing of it is shared with another."""
 
-    def __init__(self, backend: Backend, may_record: bool, beside: str = ""):
-        self.backend, self.may_record = backend, may_record
+    def __init__(
+        self,
+        backend: Backend,
+        scopes: Callable[[], Awaitable[frozenset[str]]],
+        scopes_now: frozenset[str],
+        beside: str = "",
+    ):
+        self.backend, self.scopes = backend, scopes
+        self.may_record = "write" in scopes_now
         self.events: list[PastEvent] = []
         self.user: KnownUser | None = None
         self.version: Any = None
         self.k, self.exclude = DEPTHS[0], backend.recommender.exclude
-        self.candidates, self.at = "", ""
+        self.candidates: str = ""
+        self.at: int | None = None
         others = [run.name for run in backend.others()]
         self.beside = beside if beside in others else ""
         self.explained: dict[str, Explanation] = {}
@@ -91,8 +103,8 @@ class TryIt:
         try:
             for depth in (50, 10, 10, 10, 10):
                 room = max(1, min(depth, len(ids) - len(items)))
-                next_ = await self.backend.answer(Ask(self._history(items), room, "seen"))
-                items.append(random.choice(next_.ids))
+                request = self.backend.request([PastEvent(item) for item in items], room, "seen")
+                items.append(random.choice((await self.backend.answer(request)).ranked.ids))
         except EnsuiteError as error:
             self._say(str(error))
             return
@@ -114,7 +126,10 @@ class TryIt:
     async def record(self) -> None:
         """Append what is not recorded yet to the store, for the chosen user."""
         new = [event for event in self.events if not event.recorded]
-        if self.user is None or not new or not self.may_record:
+        if self.user is None or not new:
+            return
+        if "write" not in await self.scopes():
+            toast(self.client, "Nothing was recorded: the key may not write any more")
             return
         try:
             await self.backend.record(self.user, new)
@@ -144,9 +159,6 @@ class TryIt:
     def _show_past(self) -> None:
         self.past.show(self.events, self.user, self.may_record)
 
-    def _history(self, items: list[ItemId]) -> list[Any]:
-        return self.backend.history([PastEvent(item) for item in items], self.backend.recommender)
-
     async def _ask(self) -> None:
         """Ask the models for the history as it is now; an answer that comes too late is dropped."""
         self._turn += 1
@@ -156,18 +168,18 @@ class TryIt:
             return
         self.out.set(aria_busy="true")
         try:
-            models: list[tuple[str, str, Recommender]] = [
-                ("a", self.backend.run.name, self.backend.recommender)
-            ]
+            request = self._request()
+            models: list[Asked] = [Asked("a", self.backend.run.name, None)]
             if self.beside:
-                models.append(("b", self.beside, await self.backend.model(self.beside)))
-            asks = {side: self._asked(model) for side, _, model in models}
-            answers = {side: await self.backend.answer(asks[side], model) for side, _, model in models}
+                models.append(Asked("b", self.beside, await self.backend.model(self.beside)))
+            answers = {asked.side: await self.backend.answer(request, asked.model) for asked in models}
             if turn != self._turn:
                 return
             self._show(models, answers)
             for side, _, model in models:
-                found = await self.backend.explain(asks[side], answers[side].ids[:EXPLAINED], model)
+                if answers[side].fallback is not None:
+                    continue  # no model to ask why
+                found = await self.backend.explain(request, answers[side].ranked.ids[:EXPLAINED], model)
                 if turn != self._turn:
                     return
                 self.explained[side] = found
@@ -175,34 +187,42 @@ class TryIt:
         except EnsuiteError as error:
             if turn == self._turn:
                 self._say(str(error))
+        except Exception:
+            logger.exception("the page cannot show what comes next")
+            if turn == self._turn:
+                self._say("Something went wrong; the service's log says what.")
         finally:
             if turn == self._turn:
                 self.out.set(aria_busy="false")
 
-    def _asked(self, model: Recommender) -> Ask:
+    def _request(self) -> Request:
+        model, k = self.backend.recommender, self.k
+        seen = {str(event.item) for event in self.events} if self.exclude == "seen" else set()
         among = [word for word in self.candidates.replace(",", " ").split() if word] or None
-        history = self.backend.history(self.events, model)
-        k = self.k
-        if among is not None:
-            seen = {str(event.item) for event in self.events} if self.exclude == "seen" else set()
-            k = max(1, min(k, len({item for item in among if model.knows(item)} - seen)))
-        at = self.at if model.model.reads_request_time() and self.at else None
-        return Ask(history, k, self.exclude, among, at)
+        if among is None:
+            k = min(k, len(model.item_ids) - sum(map(model.knows, seen)))
+        else:
+            k = min(k, len({item for item in among if model.knows(item)} - seen))
+        return self.backend.request(self.events, max(1, k), self.exclude, among, self.at)
 
-    def _show(self, models: list[tuple[str, str, Recommender]], answers: dict[str, Ranked]) -> None:
+    def _show(self, models: list[Asked], answers: dict[str, Answer]) -> None:
         self.explained, self.lists, self.pinned, self.looked = {}, {}, None, None
         self.out.clear()
         with self.out, Tag("div", "lists two" if len(models) > 1 else "lists"):
             for side, name, _ in models:
-                other = next((answers[s].ids for s in answers if s != side), None)
-                listed = Listed(side, name, answers[side], other)
+                other = next((answers[s].ranked.ids for s in answers if s != side), None)
+                listed = Listed(side, name, answers[side].ranked, other)
                 self.lists[side] = AnswerList(listed, self.look, self.pin, self.add)
-        unknown = answers["a"].unknown
+            if answers["a"].fallback is not None:
+                why = f"These are the most popular items, not the model's answer: {answers['a'].fallback}."
+                with self.out:
+                    Tag("p", "aside", why)
+        unknown = answers["a"].ranked.unknown
         if unknown:
             shown = ", ".join(map(str, unknown[:5])) + (", …" if len(unknown) > 5 else "")
             with self.out:
                 Tag("p", "aside", f"Read without {len(unknown)} unknown to the model: {shown}")
-        self.looked = ("a", answers["a"].ids[0])
+        self.looked = ("a", answers["a"].ranked.ids[0])
         self._weigh()
 
     def _nothing(self) -> None:
@@ -282,7 +302,7 @@ class TryIt:
                             at = Tag("input", "", id="at", type="datetime-local")
                         at.on(
                             "change",
-                            lambda e: self._option(at=e.args),
+                            lambda e: self._option(at=_moment(e.args)),
                             js_handler="(e) => emit(e.target.value)",
                         )
         value = "(e) => emit(e.target.value)"
@@ -303,7 +323,11 @@ class TryIt:
     # -- what happens elsewhere --
 
     async def _watch(self) -> None:
-        """Look whether the store holds new events of the user, or another model is served."""
+        """Look whether the store holds new events of the user, or another model is served; and whether the
+        reader may still look."""
+        if "read" not in await self.scopes():
+            self.client.run_javascript("location.reload()")
+            return
         if self.backend.recommender is not self._served:
             self._served = self.backend.recommender
             await self._ask()
@@ -329,3 +353,16 @@ class TryIt:
         if fresh:
             toast(self.client, f"New: {self.backend.title(fresh[-1].item)}")
         await self._changed()
+
+
+class Asked(NamedTuple):
+    """A model that is asked: the one that serves (``model`` is None), or another."""
+
+    side: str
+    name: str
+    model: Recommender | None
+
+
+def _moment(text: str) -> int | None:
+    """Return a browser's date and time, which is read as UTC, in seconds; None where the field is empty."""
+    return to_seconds(text, "s") if text else None
