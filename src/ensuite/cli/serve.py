@@ -46,7 +46,8 @@ class Arguments:
     """Events, new items and keys: a SQLite file, or the URL of a PostgreSQL database; made if it is not
     there. Default: $ENSUITE_STORE, else ensuite-events.sqlite."""
     runs: Path | None = None
-    """A folder of runs that may take this one's place: POST /v1/model {"run": NAME}."""
+    """A folder of runs that may take this one's place: POST /v1/model {"run": NAME}. The page
+    compares them, and shows those in training."""
     watch: bool = False
     """Serve newer weights by themselves: of this run, and finished runs of the same system in --runs."""
     fallback: Path | None = None
@@ -84,6 +85,7 @@ def main(argv: list[str]) -> None:
 
     torch.set_num_threads(threads)
     from ensuite.serve.http import build_app
+    from ensuite.serve.page import mount
     from ensuite.serve.runs import RunFolder
     from ensuite.serve.service import Service
     from ensuite.serve.store import EventStore, default_url
@@ -110,6 +112,7 @@ def main(argv: list[str]) -> None:
     app = build_app(
         service, require_keys=keyed, origins=arguments.origins, runs=runs, watch_runs=arguments.watch
     )
+    mount(app, service, arguments.runs)
     try:
         serve(app, listening, explain(service, url_of(listening), keyed))
     finally:
@@ -168,6 +171,7 @@ def explain(service: Service, url: str, keyed: bool) -> str:
         f"  listens   {url}" + ("    (API keys required)" if keyed else "    (this machine only)"),
         f"  store     {service.store.name}",
         f"  fallback  {loaded.fallback.source}",
+        f"  page      {url}/",
         f"  docs      {url}/docs",
         "",
         f"  curl {url}/v1/recommend {key}-H 'Content-Type: application/json' -d {body}",

@@ -134,8 +134,11 @@ def _key(runs: Sequence[Shelved]) -> str:
 
 def _weights(path: Path) -> str:
     file = path / "model.safetensors"
-    stat = file.stat()
-    return _hash(file, stat.st_size, stat.st_mtime_ns)
+    try:
+        stat = file.stat()
+        return _hash(file, stat.st_size, stat.st_mtime_ns)
+    except OSError:
+        return ""  # deleted meanwhile: whoever loads it will say so
 
 
 @lru_cache(maxsize=1024)

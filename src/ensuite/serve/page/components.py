@@ -60,8 +60,9 @@ def markup(text: str, tag: str = "div", classes: str = "") -> ui.html:
 
 
 @contextmanager
-def frame(place: str, title: str, status: str = "") -> Iterator[Tag]:
-    """Lay the frame of a page, its head and its navigation; what is built inside stands in <main>.
+def frame(place: str, title: str, status: str) -> Iterator[Tag]:
+    """Lay the frame of a page, its head and its navigation; what is built inside stands in <main>. Gives the
+    element that holds ``status``.
 
     Parameters
     ----------
@@ -82,14 +83,14 @@ def frame(place: str, title: str, status: str = "") -> Iterator[Tag]:
         with Tag("nav", "", aria_label="Pages"):
             for path, name in PLACES:
                 Tag("a", "", name, href=path, aria_current="page" if path == place else None)
-        if status:
-            Tag("span", "served", status, title=f"the model that is served: {status}")
+        served = Tag("span", "served", status, title="The model that is served")
         with Tag("button", "icon theme", type="button", aria_label="Colours: as the system") as toggle:
             for name in ("system", "sun", "moon"):
                 markup(icon(name), "span", name)
         toggle.on("click", js_handler="() => ensuite.nextTheme()")
-    with Tag("main", "", id="main", tabindex="-1") as main:
-        yield main
+    ui.run_javascript("ensuite.showTheme()")  # on the button, which was not there yet when the head was read
+    with Tag("main", "", id="main", tabindex="-1"):
+        yield served
     Tag("div", "toasts", id="toasts", role="status", aria_live="polite")
 
 

@@ -13,6 +13,7 @@ from ensuite.serve.page.components import Option, SearchBox, Tag, button, icon_b
 
 SHOWN = 40
 """Events that are shown of a long history until all are asked for."""
+WHERE = {True: "in the store", False: "dataset"}
 
 
 class Acts(Protocol):
@@ -42,7 +43,10 @@ class PastPanel:
                 "items", "Search items by title or id", "Search a title or an id", self._items, acts.add
             )
             SearchBox("users", "Pick a user", "… or pick a user", self._users, acts.choose)
-            self.body = Tag("div", "body")
+            self.nothing, self.tools = Tag("div", "empty"), Tag("div", "tools")
+            # It stays when its rows are built anew, and so does the place one has scrolled to.
+            self.list = Tag("ol", "events", aria_label="The history, the newest first", reversed=True)
+            self.more = Tag("div")
 
     def show(self, events: Sequence[PastEvent], user: KnownUser | None, offered: bool) -> None:
         """Build the list anew; ``offered``: whether events may be recorded for the user."""
@@ -50,18 +54,24 @@ class PastPanel:
         with self.whose:
             if user is not None:
                 Tag("span", "pill live" if user.stored else "pill", f"user {user.user}")
-        self.body.clear()
         self._rows = {}
-        with self.body:
-            if not events:
+        for part in (self.nothing, self.tools, self.list, self.more):
+            part.clear()
+        self.nothing.set(hidden=bool(events))
+        for part in (self.tools, self.list):
+            part.set(hidden=not events)
+        if not events:
+            with self.nothing:
                 self._empty(user)
-                return
+            return
+        with self.tools:
             self._tools(events, user, offered)
-            first = 0 if self.all_shown else max(0, len(events) - SHOWN)
-            with Tag("ol", "events", aria_label="The history, the newest first", reversed=True):
-                for number in reversed(range(first, len(events))):
-                    self._row(number, events)
-            if first:
+        first = 0 if self.all_shown else max(0, len(events) - SHOWN)
+        with self.list:
+            for number in reversed(range(first, len(events))):
+                self._row(number, events)
+        if first:
+            with self.more:
                 button(
                     f"Show all {len(events)}",
                     lambda: self._all(events, user, offered),
@@ -75,7 +85,7 @@ class PastPanel:
         most = max(known, default=0.0)
         for number, (row, bar, value) in self._rows.items():
             weight = weights[number] if weights is not None and number < len(weights) else 0.0
-            if weights is None or (not math.isnan(weight) and (most == 0 or abs(weight) < 1e-3 * most)):
+            if weights is None or (not math.isnan(weight) and (most == 0 or abs(weight) < 5e-3 * most)):
                 row.classes(remove="for against")
                 bar.style(replace="--part: 0")
                 value.text = ""
@@ -89,33 +99,24 @@ class PastPanel:
             row.set(aria_description=f"weight {value.text} for the selected item")
 
     def _empty(self, user: KnownUser | None) -> None:
-        with Tag("div", "empty"):
-            if user is None:
-                Tag("p", "big", "Whose story is it?")
-                Tag("p", "", "Search a few titles above, pick a user, or look at an example.")
-            else:
-                Tag("p", "big", f"User {user.user} has no events yet.")
-                Tag(
-                    "p", "", "Search a title above to add one; what arrives over HTTP appears here by itself."
-                )
-                return
+        if user is None:
+            Tag("p", "big", "Whose story is it?")
+            Tag("p", "", "Search a few titles above, pick a user, or look at an example.")
             button("Show me an example", self.acts.example, "primary", id="example")
+        else:
+            Tag("p", "big", f"User {user.user} has no events yet.")
+            Tag("p", "", "Search a title above to add one. What arrives over HTTP appears here by itself.")
 
     def _tools(self, events: Sequence[PastEvent], user: KnownUser | None, offered: bool) -> None:
         new = sum(not event.recorded for event in events)
-        with Tag("div", "tools"):
-            count = f"{len(events):,} event{'s' * (len(events) != 1)}"
-            Tag("span", "count", count + (f", {new:,} not recorded" if user and user.stored and new else ""))
-            if user is not None and offered and new:
-                what = f"Record {new:,} event{'s' * (new != 1)}"
-                button(
-                    what,
-                    self.acts.record,
-                    "quiet",
-                    id="record",
-                    title=f"Append to the store, for user {user.user}",
-                )
-            button("Clear", self.acts.clear, "quiet", id="clear")
+        live = user is not None and user.stored
+        said = f"{len(events):,} event{'s' * (len(events) != 1)}"
+        Tag("span", "count", said + (f", {new:,} not recorded" if live and new else ""))
+        if user is not None and live and offered and new:
+            to = f"Append to the store, as events of user {user.user}"
+            what = f"Record {new:,} event{'s' * (new != 1)}"
+            button(what, self.acts.record, "quiet", id="record", title=to)
+        button("Clear", self.acts.clear, "quiet", id="clear")
 
     def _row(self, number: int, events: Sequence[PastEvent]) -> None:
         event = events[number]
@@ -168,7 +169,11 @@ class PastPanel:
         text = text.strip()
         found = await self.backend.users(text)
         options = [
-            Option(str(user.user), f"{user.events:,} events, {'live' if user.stored else 'dataset'}", user)
+            Option(
+                str(user.user),
+                f"{user.events:,} events, {'in the store' if user.stored else 'dataset'}",
+                user,
+            )
             for user in found
         ]
         if text and text not in [option.text for option in options]:

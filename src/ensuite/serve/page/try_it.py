@@ -25,6 +25,8 @@ from ensuite.serve.store import StoreUnavailable
 logger = logging.getLogger(__name__)
 
 DEPTHS = (10, 20, 50)
+LONGEST = 20_000
+"""Characters that are read of a list of candidates."""
 EXPLAINED = 50
 """Items that are explained of a list."""
 EVERY = 1.0
@@ -58,13 +60,14 @@ class TryIt:
         self.client = ui.context.client
         self._turn = 0
         self._served = backend.recommender
-        with frame("/", "Try it", backend.run.name), Tag("div", "try"):
+        with frame("/", "Try it", backend.run.name) as self.served, Tag("div", "try"):
             self.past = PastPanel(backend, self)
             with Tag("section", "panel next", aria_labelledby="next-title"):
                 with Tag("div", "title"):
                     Tag("h2", "", "And then?", id="next-title")
                     self._options(others)
-                self.out = Tag("div", "out", aria_live="polite", aria_busy="false")
+                self.said = Tag("p", "unseen", role="status")
+                self.out = Tag("div", "out", aria_busy="false")
         self.past.show([], None, False)
         self._nothing()
         ui.timer(EVERY, self._watch)
@@ -126,7 +129,7 @@ class TryIt:
     async def record(self) -> None:
         """Append what is not recorded yet to the store, for the chosen user."""
         new = [event for event in self.events if not event.recorded]
-        if self.user is None or not new:
+        if self.user is None or not self.user.stored or not new:
             return
         if "write" not in await self.scopes():
             toast(self.client, "Nothing was recorded: the key may not write any more")
@@ -136,7 +139,6 @@ class TryIt:
         except EnsuiteError as error:
             toast(self.client, f"Nothing was recorded: {error}")
             return
-        self.user = replace(self.user, stored=True)
         self.events = [replace(event, recorded=True) for event in self.events]
         toast(self.client, f"Recorded {len(new)} event{'s' * (len(new) != 1)} for user {self.user.user}")
         self._show_past()
@@ -222,7 +224,9 @@ class TryIt:
             shown = ", ".join(map(str, unknown[:5])) + (", …" if len(unknown) > 5 else "")
             with self.out:
                 Tag("p", "aside", f"Read without {len(unknown)} unknown to the model: {shown}")
-        self.looked = ("a", answers["a"].ranked.ids[0])
+        ids = answers["a"].ranked.ids
+        self.said.text = f"{len(ids)} answers, the first is {self.backend.title(ids[0])}"
+        self.looked = ("a", ids[0])
         self._weigh()
 
     def _nothing(self) -> None:
@@ -306,9 +310,9 @@ class TryIt:
                             js_handler="(e) => emit(e.target.value)",
                         )
         value = "(e) => emit(e.target.value)"
-        depth.on("change", lambda e: self._option(k=int(e.args)), js_handler=value)
+        depth.on("change", lambda e: self._option(k=min(int(e.args), DEPTHS[-1])), js_handler=value)
         other.on("change", lambda e: self._option(beside=e.args), js_handler=value)
-        among.on("change", lambda e: self._option(candidates=e.args), js_handler=value)
+        among.on("change", lambda e: self._option(candidates=str(e.args)[:LONGEST]), js_handler=value)
         seen.on(
             "change",
             lambda e: self._option(exclude="seen" if e.args else "none"),
@@ -330,15 +334,16 @@ class TryIt:
             return
         if self.backend.recommender is not self._served:
             self._served = self.backend.recommender
+            self.served.text = self.backend.run.name
             await self._ask()
         user = self.user
-        if user is None:
+        if user is None or not user.stored:
             return
         try:
             version = await self.backend.version(user)
             if version == self.version or self.user is not user:
                 return
-            past = await self.backend.past(replace(user, stored=True))
+            past = await self.backend.past(user)
         except StoreUnavailable:
             return  # it is looked for again in a second
         self.version = version
@@ -346,7 +351,6 @@ class TryIt:
         drafts = [event for event in self.events if not event.recorded]
         known = [(event.item, event.time) for event in held]
         fresh = [event for event in past if (event.item, event.time) not in known]
-        self.user = replace(user, stored=True)
         if not fresh and len(past) == len(held):
             return
         self.events = [replace(event, fresh=event in fresh) for event in past] + drafts
