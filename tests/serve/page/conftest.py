@@ -153,6 +153,7 @@ def look(browser: Any) -> Iterator[Any]:
         page.set_default_timeout(8000)
         page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
         page.goto(url)
+        page.wait_for_selector("html[data-ready] main, main.door")  # the socket listens, or there is none
         return page
 
     yield open_

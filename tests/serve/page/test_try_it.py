@@ -30,15 +30,20 @@ def settled(page: Any) -> None:
     expect(page.locator(".out")).to_have_attribute("aria-busy", "false")
 
 
+def post(url: str, body: dict[str, Any]) -> None:
+    headers = {"Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers)) as answer:
+        assert answer.status < 300
+
+
 def send(url: str, **event: Any) -> None:
     """Append an event over HTTP."""
-    request = urllib.request.Request(
-        f"{url}/v1/events",
-        json.dumps({"events": [event]}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request) as answer:
-        assert answer.status < 300
+    post(f"{url}/v1/events", {"events": [event]})
+
+
+def swap(url: str, run: str) -> None:
+    """Serve another run."""
+    post(f"{url}/v1/model", {"run": run})
 
 
 def test_an_empty_page_says_what_to_do_and_shows_an_example(served, look):
@@ -167,7 +172,7 @@ def test_an_unknown_item_and_a_user_whose_items_are_unknown(served, look):
     page = look(served.url)
     send(served.url, user_id="lost", item_id="nothing-we-know")
     page.locator("#users").fill("lost")
-    page.get_by_role("option", name="lost 1 events, in the store").click()
+    page.get_by_role("option", name="lost 1 event, in the store").click()
     expect(page.locator(".event .hint")).to_contain_text("unknown to the model")
     expect(page.locator(".next")).to_contain_text("not the model's answer: unknown items")
 
@@ -245,3 +250,31 @@ def test_dark_and_light(served, look):
     light.reload()
     expect(light.get_by_role("button", name="Colours: dark")).to_be_visible()  # remembered
     assert light.evaluate(ground) == "rgb(16, 19, 26)"
+
+
+def test_another_model_is_swapped_in(served, look):
+    page = look(served.url)
+    add(page, "Alien")
+    settled(page)
+    score = page.locator(".answer .number").first.text_content()
+    swap(served.url, "popularity")
+    try:
+        expect(page.locator(".served")).to_have_text("popularity")
+        expect(page.locator(".answer .number").first).not_to_have_text(score)
+    finally:
+        swap(served.url, "sasrec")
+    expect(page.locator(".answer .number").first).to_have_text(score)
+
+
+def test_hurried_typing(served, look):
+    page = look(served.url)
+    page.locator("#items").focus()
+    for title in ("heat", "ran &", "leon"):
+        page.keyboard.type(title)
+        page.keyboard.press("Enter")
+    expect(page.locator(".event .name")).to_have_text(["Léon", "Ran & Co. \"quoted\" 'title'", "Heat"])
+    page.locator("#users").focus()
+    page.keyboard.type("u77")
+    page.keyboard.press("Enter")
+    expect(page.locator(".whose")).to_have_text("user u77")
+    expect(page.locator("#users")).to_have_value("")

@@ -14,6 +14,7 @@ from ensuite.evaluate.report.page import learning_panel, panel
 from ensuite.evaluate.report.svg import Series, line_chart
 from ensuite.serve.page.shelf import Shelved
 
+PAIRS = ' class="pairs"'
 VALIDATED = ("ndcg@10", "hr@10", "mrr")
 
 
@@ -53,12 +54,16 @@ def pairs(values: Sequence[tuple[str, Any]], heading: str) -> str:
 
 
 def _table(title: str, rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> str:
-    head = "<tr>" + "".join(f"<th>{text}</th>" for text in heads) + "</tr>" if heads else ""
-    body = "".join("<tr>" + "".join(f"<td>{text}</td>" for text in row) + "</tr>" for row in rows)
-    kind = "" if heads else ' class="pairs"'
+    """Return a table; columns of numbers stand at the right, others at the left."""
+    texts = [any(cell and not cell[0].isdigit() for cell in column) for column in zip(*rows)]
+    kinds = [' class="text"' if text else "" for text in texts]
+    head = "<tr>" + "".join(f"<th{k}>{text}</th>" for k, text in zip(kinds, heads)) + "</tr>" if heads else ""
+    body = "".join(
+        "<tr>" + "".join(f"<td{k}>{text}</td>" for k, text in zip(kinds, row)) + "</tr>" for row in rows
+    )
     above = f"<h2>{escape(title)}</h2>" if title else ""
-    table = f'<div class="scroll"><table{kind}>{head}{body}</table></div>'
-    return f'<section class="card">{above}{table}</section>'
+    table = f"<table{'' if heads else PAIRS}>{head}{body}</table>"
+    return f'<section class="card">{above}<div class="scroll">{table}</div></section>'
 
 
 def _say(value: Any) -> str:

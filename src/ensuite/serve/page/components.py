@@ -13,6 +13,8 @@ from nicegui.elements.mixins.text_element import TextElement
 
 from ensuite.serve.page.theme import HEAD, LOGO, icon
 
+LONGEST = 200
+"""Characters that are read of what is searched."""
 PLACES = (("/", "Try it"), ("/runs", "Runs"), ("/training", "Training"))
 
 
@@ -88,7 +90,7 @@ def frame(place: str, title: str, status: str) -> Iterator[Tag]:
             for name in ("system", "sun", "moon"):
                 markup(icon(name), "span", name)
         toggle.on("click", js_handler="() => ensuite.nextTheme()")
-    ui.run_javascript("ensuite.showTheme()")  # on the button, which was not there yet when the head was read
+    ui.run_javascript("ensuite.ready()")
     with Tag("main", "", id="main", tabindex="-1"):
         yield served
     Tag("div", "toasts", id="toasts", role="status", aria_live="polite")
@@ -141,6 +143,7 @@ class SearchBox:
         self.options: Sequence[Option] = ()
         self.at = -1
         self._asked = 0
+        self._text = ""
         with Tag("div", "search"):
             Tag("label", "unseen", label, for_=name)
             markup(icon("search"), "span", "lens")
@@ -164,17 +167,16 @@ class SearchBox:
         self.field.on(
             "keydown",
             self._key,
-            js_handler="(e) => { if (['ArrowDown', 'ArrowUp', 'Enter', 'Escape'].includes(e.key)) "
-            "{ e.preventDefault(); emit(e.key) } }",
+            js_handler="(e) => ensuite.searchKey(e, emit)",
         )
 
     async def _typed(self, event: Any) -> None:
         self._asked += 1
-        mine, text = self._asked, str(event.args)[:200]
+        mine, text = self._asked, str(event.args)[:LONGEST]
         options = await self.find(text)
         if mine != self._asked:
             return  # more was typed meanwhile
-        self.options, self.at = options, 0 if options and text.strip() else -1
+        self._text, self.options, self.at = text, options, 0 if options and text.strip() else -1
         self.list.clear()
         with self.list:
             for number, option in enumerate(options):
@@ -182,36 +184,43 @@ class SearchBox:
                 with row:
                     Tag("span", "what", option.text)
                     Tag("span", "hint", option.hint)
-                # Before the field loses the focus, which closes the list.
+                # Not "click": that comes after the field has lost the focus, which closes the list.
                 row.on(
                     "mousedown",
-                    lambda _, n=number: self._take(n),
-                    js_handler="(e) => { e.preventDefault(); emit() }",
+                    lambda _, option=option: self._take(option),
+                    js_handler=f"(e) => {{ e.preventDefault(); ensuite.empty('{self.name}'); emit() }}",
                 )
             if not options and text.strip():
                 Tag("li", "none", f"Nothing is called “{text.strip()}”")
         self._show(bool(options) or bool(text.strip()))
 
     async def _key(self, event: Any) -> None:
-        if event.args == "Escape":
+        key, text = str(event.args[0]), str(event.args[1])[:LONGEST]
+        if key == "Escape":
             self._close()
-        elif event.args == "Enter":
-            if 0 <= self.at < len(self.options):
-                await self._take(self.at)
+        elif key == "Enter":
+            await self._enter(text)
         elif self.options:
-            step = 1 if event.args == "ArrowDown" else -1
-            self.at = (
-                (self.at + step) % len(self.options)
-                if self.at >= 0
-                else (0 if step > 0 else len(self.options) - 1)
-            )
+            if key == "ArrowDown":
+                self.at = (self.at + 1) % len(self.options)
+            else:
+                self.at = (max(self.at, 0) - 1) % len(self.options)
             self._show(True)
 
-    async def _take(self, number: int) -> None:
-        value = self.options[number].value
-        ui.run_javascript(f"document.getElementById('{self.name}').value = ''")
+    async def _enter(self, text: str) -> None:
+        """Take the option that is lit, or the first for ``text``, which may not have been looked for yet."""
+        if text == self._text and 0 <= self.at < len(self.options):
+            await self._take(self.options[self.at])
+            return
+        options = await self.find(text) if text.strip() else ()
+        if options:
+            await self._take(options[0])
+        else:
+            self.field.client.run_javascript(f"ensuite.refill({json.dumps([self.name, text])})")
+
+    async def _take(self, option: Option) -> None:
         self._close()
-        result = self.pick(value)
+        result = self.pick(option.value)
         if isinstance(result, Awaitable):
             await result
 
@@ -228,4 +237,6 @@ class SearchBox:
             if isinstance(row, Tag) and self.options:
                 row.set(aria_selected=str(number == self.at).lower())
         if active:
-            ui.run_javascript(f"document.getElementById('{active}')?.scrollIntoView({{block: 'nearest'}})")
+            self.field.client.run_javascript(
+                f"document.getElementById('{active}')?.scrollIntoView({{block: 'nearest'}})"
+            )

@@ -110,12 +110,10 @@ class PastPanel:
     def _tools(self, events: Sequence[PastEvent], user: KnownUser | None, offered: bool) -> None:
         new = sum(not event.recorded for event in events)
         live = user is not None and user.stored
-        said = f"{len(events):,} event{'s' * (len(events) != 1)}"
-        Tag("span", "count", said + (f", {new:,} not recorded" if live and new else ""))
+        Tag("span", "count", count(len(events)) + (f", {new:,} not recorded" if live and new else ""))
         if user is not None and live and offered and new:
             to = f"Append to the store, as events of user {user.user}"
-            what = f"Record {new:,} event{'s' * (new != 1)}"
-            button(what, self.acts.record, "quiet", id="record", title=to)
+            button(f"Record {count(new)}", self.acts.record, "quiet", id="record", title=to)
         button("Clear", self.acts.clear, "quiet", id="clear")
 
     def _row(self, number: int, events: Sequence[PastEvent]) -> None:
@@ -179,6 +177,15 @@ class PastPanel:
         if text and text not in [option.text for option in options]:
             options.append(Option(text, "new user", KnownUser(text, True, 0)))
         return options
+
+
+def count(events: int) -> str:
+    """Write a number of events.
+
+    >>> count(1), count(1234)
+    ('1 event', '1,234 events')
+    """
+    return f"{events:,} event{'s' * (events != 1)}"
 
 
 def say_date(seconds: int) -> str:

@@ -53,7 +53,7 @@ COLOURS = f"""\
 
 HEAD = (
     f"<script>{_asset('page.js')}</script>\n"
-    f"<style>\n{COLOURS}{_asset('page.css')}.report {{\n{PARTS}}}\n</style>"
+    f"<style>\n{COLOURS}.report {{\n{PARTS}}}\n{_asset('page.css')}</style>"
 )
 """What stands in every page's <head>; the script comes first, so that the right colours are there before
 anything is painted."""

@@ -98,12 +98,7 @@ class Watched:
             ("loss", "–" if progress.loss is None else f"{progress.loss:.4f}"),
             ("rate", "–" if progress.rate is None else f"{progress.rate:,.1f} steps/s"),
             ("left", _duration(progress.seconds_left) if running else "–"),
-            (
-                "since",
-                _duration(
-                    max(0.0, time.time() - progress.started - progress.age * (progress.state != "running"))
-                ),
-            ),
+            ("elapsed", _duration(time.time() - progress.started - (0 if running else progress.age))),
         ]
         self.facts.clear()
         with self.facts:

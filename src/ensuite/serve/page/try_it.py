@@ -17,7 +17,7 @@ from ensuite.serve.explain import Explanation
 from ensuite.serve.page.answers import AnswerList, Listed
 from ensuite.serve.page.backend import Backend, KnownUser, PastEvent
 from ensuite.serve.page.components import Tag, frame, refocus, toast
-from ensuite.serve.page.past import PastPanel
+from ensuite.serve.page.past import PastPanel, count
 from ensuite.serve.recommender import Recommender
 from ensuite.serve.requests import ItemId, to_seconds
 from ensuite.serve.store import StoreUnavailable
@@ -140,7 +140,7 @@ class TryIt:
             toast(self.client, f"Nothing was recorded: {error}")
             return
         self.events = [replace(event, recorded=True) for event in self.events]
-        toast(self.client, f"Recorded {len(new)} event{'s' * (len(new) != 1)} for user {self.user.user}")
+        toast(self.client, f"Recorded {count(len(new))} for user {self.user.user}")
         self._show_past()
 
     def _now(self) -> int | None:
