@@ -167,12 +167,7 @@ class PastPanel:
         text = text.strip()
         found = await self.backend.users(text)
         options = [
-            Option(
-                str(user.user),
-                f"{user.events:,} events, {'in the store' if user.stored else 'dataset'}",
-                user,
-            )
-            for user in found
+            Option(str(user.user), f"{count(user.events)}, {WHERE[user.stored]}", user) for user in found
         ]
         if text and text not in [option.text for option in options]:
             options.append(Option(text, "new user", KnownUser(text, True, 0)))
