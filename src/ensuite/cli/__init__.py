@@ -13,6 +13,8 @@ COMMANDS = {
     "steps": "what each reasoning step of a ReaRec run is worth, and an oracle's headroom",
     "recommend": "ask a run what comes next after a history",
     "serve": "answer requests over HTTP, with live events",
+    "store": "keys and upkeep of the service's event store",
+    "export": "write a run as an ONNX graph that serves without the model's code",
     "tune": "search for better settings (Optuna)",
     "models": "list the systems, or the settings of one",
     "doctor": "check the installation, a dataset or a run",

@@ -11,7 +11,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -23,6 +23,7 @@ Answer requests for recommendations, and remember what happened: an HTTP service
 
   ensuite serve runs/sasrec
   ensuite serve runs/sasrec --runs runs --watch --fallback runs/popularity
+  ensuite export runs/sasrec --onnx && ensuite serve runs/sasrec --engine onnx
   ENSUITE_STORE=postgresql+psycopg://shop@db/events ensuite serve runs/sasrec --port 8001
   ensuite store keys add shop --scope read write
   ensuite serve runs/sasrec --host 0.0.0.0          # beyond this machine: callers need a key
@@ -45,6 +46,9 @@ class Arguments:
     store: str | None = None
     """Events, new items and keys: a SQLite file, or the URL of a PostgreSQL database; made if it is not
     there. Default: $ENSUITE_STORE, else ensuite-events.sqlite."""
+    engine: Literal["torch", "onnx"] = "torch"
+    """What computes: the model itself, or the graph that `ensuite export RUN --onnx` wrote (faster; a fixed
+    catalogue: new items need torch)."""
     runs: Path | None = None
     """A folder of runs that may take this one's place: POST /v1/model {"run": NAME}. The page
     compares them, and shows those in training."""
@@ -86,6 +90,7 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(threads)
     from ensuite.serve.http import build_app
     from ensuite.serve.page import mount
+    from ensuite.serve.recommender import Recommender
     from ensuite.serve.runs import RunFolder
     from ensuite.serve.service import Service
     from ensuite.serve.store import EventStore, default_url
@@ -105,6 +110,7 @@ def main(argv: list[str]) -> None:
     service = Service(
         arguments.run,
         store,
+        load=lambda run: Recommender.of(run, engine=arguments.engine),
         fallback=arguments.fallback,
         history=arguments.history,
         timeout=arguments.timeout,
@@ -129,6 +135,8 @@ def bind(host: str, port: int) -> socket.socket:
     """
     from ensuite.errors import EnsuiteError
 
+    if not 0 <= port < 1 << 16:  # the resolver would take it modulo that
+        raise EnsuiteError(f"--port {port}: a port is a number from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -136,9 +144,11 @@ def bind(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise EnsuiteError(f"{host}, port {port}: {reason}; choose another --port or --host") from None
+        listening.listen()  # here already, so that a port in use is found now
+    except OSError as error:
+        raise EnsuiteError(
+            f"{host}, port {port}: {error.strerror or error}; choose another --port or --host"
+        ) from None
     return listening
 
 

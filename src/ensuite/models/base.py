@@ -159,7 +159,7 @@ class Retriever(Model):
     def encode(self, history: History) -> Tensor:
         """Return the user's vector after the last event: [B, D]."""
         output = self(history)  # [B, L, D]
-        return output[torch.arange(len(output), device=output.device), history.lengths - 1]
+        return output[torch.arange(output.shape[0], device=output.device), history.lengths - 1]
 
     @abstractmethod
     def item_vectors(self, items: Tensor | None = None) -> Tensor:

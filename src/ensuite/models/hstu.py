@@ -186,9 +186,11 @@ class HSTU(Retriever):
         return self.dropout(x)
 
     def forward(self, history: History) -> Tensor:
+        return similar(self._run(history), self.config.similarity)
+
+    def _run(self, history: History, blocks: int | None = None, vectors: Tensor | None = None) -> Tensor:
         dense = history.items.is_cuda or torch.compiler.is_compiling()
-        x = self.forward_dense(history) if dense else self.forward_ragged(history)
-        return similar(x, self.config.similarity)
+        return (self.forward_dense if dense else self.forward_ragged)(history, blocks, vectors)
 
     def forward_ragged(
         self, history: History, blocks: int | None = None, vectors: Tensor | None = None
@@ -223,8 +225,7 @@ class HSTU(Retriever):
 
     def encode_vectors(self, vectors: Tensor | None, history: History) -> Tensor:
         """Return the output after the last event, [B, D], with ``vectors`` [B, L, D] for the items' own."""
-        run = self.forward_dense if history.items.is_cuda else self.forward_ragged
-        x, lengths = run(history, self.config.blocks - 1, vectors), history.lengths  # [B, L, D]
+        x, lengths = self._run(history, self.config.blocks - 1, vectors), history.lengths  # [B, L, D]
         times, queries = self.query_times(history)
         last = (lengths - 1)[:, None]  # [B, 1]
         newest = x.gather(1, last[..., None].expand(-1, -1, x.shape[-1]))  # [B, 1, D]

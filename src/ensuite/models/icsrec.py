@@ -47,6 +47,7 @@ from ensuite.models.base import BlockScorer, Retriever
 from ensuite.nn.attention import SelfAttention, last_positions
 from ensuite.nn.dropout import Dropout
 from ensuite.nn.embeddings import ItemTable, PositionTable, Similarity, similar
+from ensuite.nn.gru import GRULayer
 from ensuite.nn.k_means import KMeansConfig, k_means, nearest
 from ensuite.objectives import Objective
 from ensuite.objectives.contrastive import info_nce
@@ -336,7 +337,7 @@ class GRU(nn.Module):
         super().__init__()
         state = config.inner or 2 * config.dim
         self.dropout = Dropout(config.dropout)
-        self.gru = nn.GRU(config.dim, state, batch_first=True)
+        self.gru = GRULayer(config.dim, state)
         self.output = nn.Linear(state, config.dim)
 
     def forward(self, vectors: Tensor, history: History) -> Tensor:

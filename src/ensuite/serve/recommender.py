@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ensuite.data.batches import History
 from ensuite.data.dataset import Dataset, index_ids
-from ensuite.errors import EnsuiteError
+from ensuite.errors import EnsuiteError, did_you_mean
 from ensuite.models.base import Model, Retriever, TakesItems
 from ensuite.serve.engine import Engine, ModelEngine
 from ensuite.serve.recommendations import Ranked, Recommendations
@@ -87,21 +87,38 @@ class Recommender:
         self.engine = engine or ModelEngine(self.model)
 
     @classmethod
-    def load(cls, run: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Recommender:
-        """Load a run folder; the dataset it was trained on is not needed."""
-        return cls.of(load_run(run), device=device)
+    def load(
+        cls,
+        run: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        engine: Literal["torch", "onnx"] = "torch",
+    ) -> Recommender:
+        """Load a run folder; the dataset it was trained on is not needed. See `of`."""
+        return cls.of(load_run(run), device=device, engine=engine)
 
     @classmethod
-    def of(cls, run: Run, *, device: str | torch.device = "cpu") -> Recommender:
+    def of(
+        cls,
+        run: Run,
+        *,
+        device: str | torch.device = "cpu",
+        engine: Literal["torch", "onnx"] = "torch",
+    ) -> Recommender:
         """Recommend from a run that is loaded already; titles are the item table's column `title`, or else
-        `name`."""
+        `name`. The engine "onnx" is the graph that `ensuite export RUN --onnx` wrote."""
         titles = next(
             (run.items[name].to_list() for name in ("title", "name") if name in run.items.columns), None
         )
         unit = run.card["data"].get("time_unit") or "s"
         exclude = run.card.get("protocol", {}).get("exclude", "seen")
         return cls(
-            run.model.to(device), run.items["item_id"].to_list(), titles, time_unit=unit, exclude=exclude
+            run.model.to(device),
+            run.items["item_id"].to_list(),
+            titles,
+            time_unit=unit,
+            exclude=exclude,
+            engine=_open_engine(engine, run),
         )
 
     def recommend(
@@ -285,9 +302,11 @@ class Recommender:
                 "time) tuples (on the command line --times, one for each item)",
                 "history",
             )
-        kept = None if times is None else [time for time, row in zip(times, rows) if row]
-        shared = None if sessions is None else [key for key, row in zip(sessions, rows) if row]
-        known = [row for row in rows if row]
+        kept, shared, known = times, sessions, rows
+        if unknown:
+            kept = None if times is None else [time for time, row in zip(times, rows) if row]
+            shared = None if sessions is None else [key for key, row in zip(sessions, rows) if row]
+            known = [row for row in rows if row]
         excluded = self._excluded(self.exclude if ask.exclude is None else ask.exclude, known)
         self._check_k(ask.k, allowed, excluded, ask.name)
         at = None if ask.at is None else to_seconds(ask.at, self.time_unit)
@@ -387,6 +406,16 @@ class _Read:
 def _pad(lists: list[list[int]]) -> Tensor:
     width = max(map(len, lists))
     return torch.tensor([one + [0] * (width - len(one)) for one in lists])
+
+
+def _open_engine(name: str, run: Run) -> Engine | None:
+    if name == "torch":
+        return None
+    if name != "onnx":
+        raise EnsuiteError(f"engine = '{name}': {did_you_mean(name, ('onnx', 'torch'))}")
+    from ensuite.serve.export.engine import OnnxEngine
+
+    return OnnxEngine.of(run)
 
 
 def user_history(dataset: Dataset, user_id: Any, *, before: When | None = None) -> list[Any]:

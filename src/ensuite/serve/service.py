@@ -323,10 +323,12 @@ class Service:
             try:
                 loaded = await asyncio.to_thread(self._load, path)
                 _check_overlap(self._loaded, loaded)
-            except EnsuiteError as error:
+            except Exception as error:  # a foreign model may raise anything
                 self.metrics.swaps.labels("refused").inc()
                 logger.warning("refused as the model to serve: %s", error)
-                raise
+                if isinstance(error, EnsuiteError):
+                    raise
+                raise EnsuiteError(f"{path}: cannot be loaded: {error}") from error
             self._loaded = loaded
             self.metrics.swaps.labels("done").inc()
             self._announce()

@@ -54,7 +54,11 @@ class Run:
     @cached_property
     def items(self) -> pl.DataFrame:
         """The item table; row i is item_idx i + 1."""
-        return pl.read_parquet(self.path / "items.parquet")
+        path = self.path / "items.parquet"
+        try:
+            return pl.read_parquet(path)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise EnsuiteError(f"{path}: damaged, or not there: {error}") from None
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ WHAT = {
     400: "The body is not JSON.",
     401: "No key, or one that is unknown or revoked.",
     403: "The key has not the scope that is needed.",
-    404: "There is none.",
+    404: "There is none, or no such address.",
     409: "It contradicts what is there, or the model cannot do it.",
     413: "The body is too large.",
     415: "The body is not said to be JSON.",
@@ -147,7 +147,7 @@ async def user(
 @router.delete(
     "/v1/users/{user_id:path}",
     response_model=schemas.Deleted,
-    responses=errors(422),
+    responses=errors(404, 422),
     dependencies=writes,
     tags=["events"],
 )

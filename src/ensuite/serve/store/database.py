@@ -17,6 +17,8 @@ from ensuite.serve.store.records import to_json
 
 WRITE = "ensuite_write"
 """Execution option of connections that will write."""
+DEADLOCK = "40P01"
+"""PostgreSQL's code of a transaction that it undid because two waited for each other."""
 
 
 class StoreUnavailable(EnsuiteError):
@@ -25,10 +27,10 @@ class StoreUnavailable(EnsuiteError):
     What was to be stored is not acknowledged: send it again, with its event_id. The store works again by
     itself as soon as the database does."""
 
-    def __init__(self, message: str, sqlstate: str | None = None):
+    def __init__(self, message: str, again: bool = False):
         super().__init__(message)
-        self.sqlstate = sqlstate
-        """PostgreSQL's code of what happened."""
+        self.again = again
+        """Whether two writers were in each other's way, and the same call is likely to succeed now."""
 
 
 def parse_url(url: str | os.PathLike[str]) -> sa.URL:
@@ -52,17 +54,17 @@ def parse_url(url: str | os.PathLike[str]) -> sa.URL:
             )
         return parsed.set(drivername="postgresql+psycopg")
     if kind != "sqlite":
-        raise EnsuiteError(f"store {name_of(parsed)}: SQLite and PostgreSQL are supported, not {kind}")
+        raise EnsuiteError(f"the store may be SQLite or PostgreSQL, not {kind}")
     if not parsed.database or ":memory:" in parsed.database:
         raise EnsuiteError("a store in memory would forget what it acknowledged; name a file")
     return parsed.set(drivername="sqlite+pysqlite")
 
 
 def name_of(url: sa.URL) -> str:
-    """Name a store in messages, without its password."""
+    """Name a store in messages, without its password, which may stand in the query too."""
     if url.get_backend_name() == "sqlite":
         return str(url.database)
-    return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
+    return url.set(drivername="postgresql", query={}).render_as_string(hide_password=True)
 
 
 def connect(url: sa.URL, pool_size: int, timeout: float, create: bool) -> sa.Engine:
@@ -72,6 +74,7 @@ def connect(url: sa.URL, pool_size: int, timeout: float, create: bool) -> sa.Eng
         "max_overflow": 0,
         "pool_timeout": timeout,
         "json_serializer": to_json,
+        "hide_parameters": True,  # what users did does not belong in a log
     }
     if url.get_backend_name() == "sqlite":
         _prepare_file(Path(str(url.database)), create)
@@ -127,8 +130,8 @@ def failures_named(name: str) -> Iterator[None]:
     except (exc.IntegrityError, exc.DataError, exc.ProgrammingError):
         raise
     except exc.DBAPIError as error:
-        code = getattr(error.orig, "sqlstate", None)
-        raise StoreUnavailable(f"store {name}: {_first_line(error)}", code) from error
+        again = getattr(error.orig, "sqlstate", None) == DEADLOCK
+        raise StoreUnavailable(f"store {name}: {_first_line(error)}", again) from error
 
 
 def _first_line(error: exc.DBAPIError) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -22,9 +24,11 @@ from ensuite.serve.store.database import (
     parse_url,
 )
 from ensuite.serve.store.migrate import migrate
+from ensuite.serve.store.queries import STORED, counts, first_users, last_events, read_event, summary
 from ensuite.serve.store.records import (
     Appended,
     Event,
+    Info,
     Item,
     Key,
     StoredEvent,
@@ -37,7 +41,6 @@ from ensuite.serve.store.schema import counters, events, items, keys
 
 AT_A_TIME = 200
 """Users, or event ids, asked for in one statement; SQLite joins at most 500 selects."""
-DEADLOCK = "40P01"
 TRIES = 5
 
 
@@ -50,7 +53,8 @@ class EventStore:
     of power.
 
     Every method raises `StoreUnavailable` when the database cannot be reached, answers later than
-    ``timeout``, or cannot write.
+    ``timeout``, or cannot write. (PostgreSQL itself watches over the time of a statement: a server that is
+    frozen, neither dead nor answering, is waited for.)
 
     Examples
     --------
@@ -154,7 +158,7 @@ class EventStore:
             except StoreUnavailable as error:
                 # Two batches with the same ids in another order may wait for each other; PostgreSQL then
                 # undoes one, which has only to try again.
-                if left == 0 or error.sqlstate != DEADLOCK:
+                if left == 0 or not error.again:
                     raise
         raise AssertionError("unreachable")
 
@@ -177,10 +181,10 @@ class EventStore:
         asked = [user for user in found if _can_be_kept(user)]
         with self._read() as connection:
             for at in range(0, len(asked), AT_A_TIME):
-                for row in connection.execute(_last_events(asked[at : at + AT_A_TIME], limit)):
-                    found[row.user_id].append(StoredEvent(**row._mapping))
+                for row in connection.execute(last_events(asked[at : at + AT_A_TIME], limit)):
+                    found[row[0]].append(read_event(row))
         for history in found.values():
-            history.reverse()
+            history.sort(key=lambda event: (event.time, event.arrival))
         return found
 
     def user(self, user_id: str) -> User | None:
@@ -188,27 +192,27 @@ class EventStore:
         if not _can_be_kept(user_id):
             return None
         with self._read() as connection:
-            row = connection.execute(_users().where(events.c.user_id == user_id)).first()
+            row = connection.execute(summary(user_id)).first()
         return None if row is None else User(*row)
 
     def users(self, prefix: str = "", limit: int = 20) -> list[User]:
         """Return the first ``limit`` users whose id begins with ``prefix``, by id."""
-        asked = _users().order_by(events.c.user_id).limit(limit)
-        if prefix:
-            if not _can_be_kept(prefix):
-                return []
-            asked = asked.where(events.c.user_id >= prefix)
-            after = _after(prefix)
-            if after is not None:
-                asked = asked.where(events.c.user_id < after)
+        if prefix and not _can_be_kept(prefix):
+            return []
         with self._read() as connection:
-            return [User(*row) for row in connection.execute(asked)]
+            return [User(*row) for row in connection.execute(first_users(prefix, limit))]
+
+    def info(self) -> Info:
+        """Count events and users: reads the whole index, seconds for each ten million."""
+        with self._read() as connection:
+            return Info(*connection.execute(counts()).one())
 
     def delete_user(self, user_id: str) -> int:
         """Delete all events of a user and return how many there were.
 
-        SQLite overwrites them with zeros (`secure_delete`), in its log too; PostgreSQL frees their place at
-        its next VACUUM, and backups keep what they hold."""
+        SQLite overwrites them with zeros (`secure_delete`) and empties its log; where that fails
+        (`StoreUnavailable`), call again. PostgreSQL frees their place at its next VACUUM, and backups keep
+        what they hold."""
         if not _can_be_kept(user_id):
             return 0
         with self._write() as connection:
@@ -232,13 +236,21 @@ class EventStore:
                 return removed
 
     def _empty_log(self) -> None:
-        """Have SQLite write its log into the database and cut it, so that deleted content is in neither;
-        readers may put that off to the next time."""
-        if self._engine.dialect.name == "sqlite":
-            with failures_named(self.name), self._engine.connect() as connection:
-                driver = connection.connection.driver_connection
-                assert driver is not None
-                driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        """Have SQLite write its log into the database and cut it, so that deleted content is in neither."""
+        if self._engine.dialect.name != "sqlite":
+            return
+        with failures_named(self.name), self._engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection  # a transaction would be in its own way
+            try:
+                busy = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            except sqlite3.OperationalError as error:
+                busy = error
+        if busy:
+            why = busy if isinstance(busy, Exception) else "others read it all the time"
+            raise StoreUnavailable(
+                f"store {self.name}: events are deleted, but the log that may still hold them could not be "
+                f"emptied: {why}; delete again"
+            )
 
     # Items
 
@@ -350,11 +362,13 @@ def _now() -> int:
 def _check_repeated(connection: sa.Connection, sent: list[Event]) -> None:
     ids = [event.event_id for event in sent]
     stored = {
-        row.event_id: StoredEvent(**row._mapping)
-        for row in connection.execute(sa.select(events).where(events.c.event_id.in_(ids)))
+        row.event_id: read_event(row)
+        for row in connection.execute(sa.select(*STORED).where(events.c.event_id.in_(ids)))
     }
     for event in sent:
-        held = stored[event.event_id]
+        held = stored.get(event.event_id)
+        if held is None:  # PostgreSQL: between our two statements
+            raise StoreUnavailable("an event was deleted while it was sent again", again=True)
         for name, value in vars(event).items():
             # A time that the store gave is not the sender's: it cannot differ.
             if value != getattr(held, name) and not (name == "time" and value is None):
@@ -362,34 +376,6 @@ def _check_repeated(connection: sa.Connection, sent: list[Event]) -> None:
                     f"event_id '{event.event_id}' is taken by an event with another {name}; nothing was "
                     "stored: an event is changed by none, give this one an id of its own"
                 )
-
-
-def _last_events(users: list[str], limit: int) -> sa.Select:
-    """Select the last events of each user, newest first: one range of the index for each."""
-    each = [
-        sa.select(events)
-        .where(events.c.user_id == user)
-        .order_by(events.c.time.desc(), events.c.arrival.desc())
-        .limit(limit)
-        .subquery()
-        for user in users
-    ]
-    both = sa.union_all(*(sa.select(one) for one in each)).subquery()
-    return sa.select(both).order_by(both.c.time.desc(), both.c.arrival.desc())
-
-
-def _users() -> sa.Select:
-    e = events.c
-    return sa.select(e.user_id, sa.func.count(), sa.func.min(e.time), sa.func.max(e.time)).group_by(e.user_id)
-
-
-def _after(prefix: str) -> str | None:
-    """Return the first text after all that begin with ``prefix``; None: there is none."""
-    kept = prefix.rstrip("\U0010ffff")
-    if not kept:
-        return None
-    following = ord(kept[-1]) + 1
-    return kept[:-1] + chr(0xE000 if 0xD800 <= following < 0xE000 else following)
 
 
 def _can_be_kept(user_id: str) -> bool:

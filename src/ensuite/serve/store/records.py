@@ -34,7 +34,7 @@ class Event:
 class StoredEvent(Event):
     """An event as it stands in the store."""
 
-    time: int = field(kw_only=True)
+    time: int
     arrival: int = field(kw_only=True)
     """The store's own ascending number: the order among equal times."""
 
@@ -56,6 +56,17 @@ class User:
     first: int
     """Time of the first event, microseconds since 1970, UTC."""
     last: int
+
+
+@dataclass(frozen=True)
+class Info:
+    """How many events and users there are, and from when to when."""
+
+    events: int
+    users: int
+    first: int | None
+    """Microseconds since 1970, UTC; None: there are no events."""
+    last: int | None
 
 
 @dataclass(frozen=True)
