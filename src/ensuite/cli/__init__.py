@@ -12,6 +12,7 @@ COMMANDS = {
     "compare": "put runs on one dataset into a table with intervals and tests, and an HTML report",
     "steps": "what each reasoning step of a ReaRec run is worth, and an oracle's headroom",
     "recommend": "ask a run what comes next after a history",
+    "index": "build and measure fast search over a run's items",
     "tune": "search for better settings (Optuna)",
     "models": "list the systems, or the settings of one",
     "doctor": "check the installation, a dataset or a run",

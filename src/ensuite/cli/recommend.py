@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -54,6 +54,9 @@ class Arguments:
     are left out."""
     data: Path | None = None
     """The dataset of --user; default: the one the run was trained on."""
+    search: Literal["auto", "exact", "index"] = "auto"
+    """By the index beside the run if there is one (`ensuite index`), by the model's scores alone, or by the
+    index only."""
     json: bool = False
     """Print JSON, and nothing else, on standard output."""
 
@@ -83,7 +86,7 @@ def main(argv: list[str]) -> None:
             f"{len(arguments.times)} --times: one of each for each item"
         )
     run = load_run(arguments.run)
-    recommender = Recommender.of(run)
+    recommender = Recommender.of(run, search=arguments.search)
     history = _history(arguments, run)
     exclude: Any = arguments.exclude or None
     if exclude in {("seen",), ("none",)}:

@@ -18,6 +18,7 @@ from ensuite.models.base import Model, Retriever
 from ensuite.serve.engine import Engine, ModelEngine
 from ensuite.serve.recommendations import Ranked, Recommendations
 from ensuite.serve.requests import ItemId, When, name_of, read_histories, split_times, to_seconds
+from ensuite.serve.search.index import Search, load_engine
 from ensuite.serve.top_k import top_k
 from ensuite.training.run import Run, load_run
 
@@ -76,12 +77,19 @@ class Recommender:
         self.engine = engine or ModelEngine(self.model)
 
     @classmethod
-    def load(cls, run: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Recommender:
-        """Load a run folder; the dataset it was trained on is not needed."""
-        return cls.of(load_run(run), device=device)
+    def load(
+        cls, run: str | os.PathLike[str], *, device: str | torch.device = "cpu", search: Search = "auto"
+    ) -> Recommender:
+        """Load a run folder; the dataset it was trained on is not needed.
+
+        ``search`` says how the best items are found: "auto" by the index beside the run (`ensuite index`) if
+        there is one, "index" by it only, "exact" by the model's scores alone. Scores of a quantised index
+        (pq, pq-pruned) are those of the quantised items, near the model's and not equal to them.
+        """
+        return cls.of(load_run(run), device=device, search=search)
 
     @classmethod
-    def of(cls, run: Run, *, device: str | torch.device = "cpu") -> Recommender:
+    def of(cls, run: Run, *, device: str | torch.device = "cpu", search: Search = "auto") -> Recommender:
         """Recommend from a run that is loaded already; titles are the item table's column `title`, or else
         `name`."""
         titles = next(
@@ -89,9 +97,9 @@ class Recommender:
         )
         unit = run.card["data"].get("time_unit") or "s"
         exclude = run.card.get("protocol", {}).get("exclude", "seen")
-        return cls(
-            run.model.to(device), run.items["item_id"].to_list(), titles, time_unit=unit, exclude=exclude
-        )
+        run.model.to(device)
+        ids, engine = run.items["item_id"].to_list(), load_engine(run, search)
+        return cls(run.model, ids, titles, time_unit=unit, exclude=exclude, engine=engine)
 
     def recommend(
         self,
