@@ -28,13 +28,12 @@ Build an index of a run's items, so that answers from a large catalogue are fast
   ensuite index runs/sasrec --kind pq-pruned --pq.splits 16
   ensuite index runs/sasrec --recall 0.95 --hnsw.ef-search 256
 
-exact      scores every item with the model
-pq         scores every quantised item, by looking up sums: the best of the quantised table
-pq-pruned  finds the same items as pq and leaves most of them unread
-hnsw       walks a graph of the items, then scores what it found exactly (extra `ann`)
+Four kinds. exact scores every item with the model. pq scores every quantised item, by looking up sums, and
+finds the best of the quantised table. pq-pruned finds the same and leaves most items unread. hnsw walks a
+graph of the items, then scores what it found exactly (extra `ann`).
 
-All are measured against the model's exact scores. auto picks the fastest for a single user among those whose
-recall is at least --recall; exact, unless another is 1.1 times faster than it.
+All are measured against the model's exact scores. auto keeps the fastest for a single user among those whose
+recall is at least --recall: exact, unless another is 1.1 times faster than it.
 """
 
 
@@ -61,19 +60,13 @@ class Arguments:
 
 def main(argv: list[str]) -> None:
     """Build, measure, print the table and write the index into the run folder."""
-    import pydantic
-
-    from ensuite.config import explain
+    args = tyro.cli(Arguments, args=argv, prog="ensuite index", description=DESCRIPTION)
     from ensuite.errors import EnsuiteError
     from ensuite.serve.search.engine import check_dot_product, item_table
     from ensuite.serve.search.index import write_index
     from ensuite.serve.search.measure import pick
     from ensuite.training.run import load_run
 
-    try:
-        args = tyro.cli(Arguments, args=argv, prog="ensuite index", description=DESCRIPTION)
-    except pydantic.ValidationError as error:
-        raise EnsuiteError(explain(error, IndexConfig, "command line")) from None
     for name in ("k", "users", "batch"):
         if getattr(args, name) < 1:
             raise EnsuiteError(f"--{name} {getattr(args, name)}: at least 1 is needed")

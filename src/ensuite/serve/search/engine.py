@@ -69,7 +69,7 @@ def item_table(model: Retriever) -> Tensor:
         When a vector is not finite.
     """
     with torch.inference_mode():
-        vectors = model.item_vectors().float().cpu().contiguous()
+        vectors = model.item_vectors().detach().float().cpu().contiguous()
     if not bool(vectors.isfinite().all()):
         raise not_numbers()
     return vectors

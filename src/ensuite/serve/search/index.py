@@ -65,6 +65,11 @@ class Index:
         if self.kind == "hnsw":
             return HNSWSearch(vectors, read_graph(self.tensors["graph"]), self.settings.hnsw)
         codes = ProductCodes(self.tensors["codes"], self.tensors["sub_vectors"])
+        if (codes.n_items + 1, codes.dim) != tuple(vectors.shape):
+            raise ValueError(
+                f"codes of {codes.n_items} items in {codes.dim} dimensions, for {len(vectors) - 1} in "
+                f"{vectors.shape[1]}"
+            )
         return PQTopK(codes) if self.kind == "pq" else PrunedPQTopK(codes)
 
 
