@@ -92,16 +92,16 @@ def _ask(run: Run, model: Retriever, vectors: Tensor, args: Arguments) -> tuple[
     from ensuite.errors import EnsuiteError
     from ensuite.serve.search.measure import users_of_dataset, users_of_items
 
+    exclude = run.card.get("protocol", {}).get("exclude", "seen")
     try:
         dataset = run.dataset(args.data)
+        asked = users_of_dataset(model, dataset, args.users, exclude)
     except EnsuiteError as error:
         if args.data is not None:
             raise
         sys.stderr.write(f"warning: item vectors stand for users, since the data are not at hand: {error}\n")
         asked = users_of_items(vectors, args.users)
         return asked, f"{len(asked.users):,} item vectors in place of users"
-    exclude = run.card.get("protocol", {}).get("exclude", "seen")
-    asked = users_of_dataset(model, dataset, args.users, exclude)
     return asked, f"{len(asked.users):,} test histories of {dataset.path}"
 
 
@@ -147,7 +147,14 @@ def _show(measured: list[Measured], chosen: Any, title: str, args: Arguments) ->
     from rich.table import Table
 
     table = Table("kind", title=escape(title), title_justify="left")
-    for name in (f"recall@{args.k}", "one user, ms", "p99", f"of {args.batch}, ms a user", "built, s", "MB"):
+    for name in (
+        f"recall@{args.k}",
+        "one user, ms",
+        "p99",
+        f"of {args.batch}, ms a user",
+        "built, s",
+        "file, MB",
+    ):
         table.add_column(name, justify="right")
     for one in measured:
         name = one.index.kind

@@ -139,6 +139,14 @@ def test_most_items_are_not_visited(never_scan, monkeypatch):
     assert sum(map(len, visited)) / len(users) < 0.1 * codes.n_items
 
 
+def test_when_all_scores_tie_the_items_are_read_in_order_instead(monkeypatch):
+    codes, _ = make(1, 10_000, 8, sub_items=64)
+    users = torch.zeros(1, 16)
+    monkeypatch.setattr(Postings, "visit", None)
+    scores, rows = PrunedPQTopK(codes).search(users, 5, None, nothing(users))
+    assert (scores.tolist(), rows.tolist()) == ([[0.0] * 5], [[1, 2, 3, 4, 5]])
+
+
 def test_few_allowed_items_are_read_alone(monkeypatch):
     codes, users = make(2, 5_000, 4)
     allowed = torch.zeros(5_001, dtype=torch.bool)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ensuite.data.batches import case_batches
 from ensuite.data.dataset import Dataset
+from ensuite.errors import EnsuiteError
 from ensuite.evaluate.scoring import model_device
 from ensuite.models.base import Retriever
 from ensuite.serve.search.index import Index, Kind
@@ -47,8 +48,16 @@ class Measured:
 
 
 def users_of_dataset(model: Retriever, dataset: Dataset, count: int, exclude: str) -> Asked:
-    """Read the histories of ``count`` test cases, evenly chosen (of all, if there are fewer)."""
+    """Read the histories of ``count`` test cases, evenly chosen (of all, if there are fewer).
+
+    Raises
+    ------
+    EnsuiteError
+        When the dataset has no test case.
+    """
     cases, events = dataset.cases("test"), dataset.events("all")
+    if not len(cases):
+        raise EnsuiteError(f"{dataset.path}: no user has a history to test with")
     cases = cases.take(np.unique(np.linspace(0, len(cases) - 1, min(count, len(cases))).astype(np.int64)))
     users, excluded = [], []
     with torch.inference_mode():

@@ -31,6 +31,8 @@ GROWTH = 16
 """How many times more items the next round may visit through each table."""
 FEW = 1 / 8
 """When fewer than this share of the items may be recommended, these alone are read."""
+MOST = 1 / 4
+"""Share of the items that one round visits at most; of many equal scores a cut may let through more."""
 PACKED = 4
 """Cells of an item that lie in one machine word: one access to memory instead of four."""
 
@@ -83,11 +85,15 @@ class PrunedPQTopK:
         depth = 1 + self.sample.shape[1] * k // self.codes.n_items  # about k items or more in each table
         before = np.full(len(tables), np.inf, np.float32)
         while depth <= deepest:
-            items = [
-                postings.visit((value >= cut) & (value < last))
-                for postings, value, cut, last in zip(self.postings, values, cuts[:, depth], before)
+            which = [
+                np.flatnonzero((value >= cut) & (value < last))
+                for value, cut, last in zip(values, cuts[:, depth], before)
             ]
-            best = self._add(best, np.concatenate(items), tables, k, may, excluded)
+            counts = [int(postings.counts[cells].sum()) for postings, cells in zip(self.postings, which)]
+            if sum(counts) > MOST * self.codes.n_items:
+                return None
+            items = np.concatenate([postings.visit(cells) for postings, cells in zip(self.postings, which)])
+            best = self._add(best, items, tables, k, may, excluded)
             if best.least(k) > bounds[depth]:
                 return best
             enough = int(np.searchsorted(-bounds, -best.least(k), side="right"))  # the first bound below
@@ -173,9 +179,8 @@ class Postings:
         return table if self.cells is None else table.take(self.cells)
 
     def visit(self, which: np.ndarray) -> np.ndarray:
-        """Return the items of the cells where ``which`` [N] is true: int64."""
-        chosen = np.flatnonzero(which)
-        starts, counts = self.starts[chosen], self.counts[chosen]
+        """Return the items of the cells at the positions ``which`` [C] of the N: int64."""
+        starts, counts = self.starts[which], self.counts[which]
         ends = np.cumsum(counts)
         place = np.repeat(starts - ends + counts, counts) + np.arange(ends[-1] if len(ends) else 0)
         return self.items.take(place).astype(np.int64)
