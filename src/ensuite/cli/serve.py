@@ -46,9 +46,10 @@ class Arguments:
     store: str | None = None
     """Events, new items and keys: a SQLite file, or the URL of a PostgreSQL database; made if it is not
     there. Default: $ENSUITE_STORE, else ensuite-events.sqlite."""
-    engine: Literal["torch", "onnx"] = "torch"
-    """What computes: the model itself, or the graph that `ensuite export RUN --onnx` wrote (faster; a fixed
-    catalogue: new items need torch)."""
+    engine: Literal["auto", "torch", "index", "onnx"] = "auto"
+    """What computes: torch, the model itself; index, the index of `ensuite index RUN`; onnx, the graph that
+    `ensuite export RUN --onnx` wrote (both faster; a fixed catalogue: new items need torch); auto, the index
+    if there is one, else torch."""
     runs: Path | None = None
     """A folder of runs that may take this one's place: POST /v1/model {"run": NAME}. The page
     compares them, and shows those in training."""
