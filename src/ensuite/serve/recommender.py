@@ -111,8 +111,8 @@ class Recommender:
 
         ``engine`` says how the best items are found: "torch" by the model's scores, "index" by the index
         beside the run (`ensuite index`), "onnx" by the graph that `ensuite export RUN --onnx` wrote; "auto"
-        by the index if there is one, else by the model. Scores of a quantised index (pq, pq-pruned) are those of the
-        quantised items, near the model's and not equal to them.
+        by the index if there is one, else by the model. Scores of a quantised index (pq, pq-pruned) are those
+        of the quantised items, near the model's and not equal to them.
         """
         titles = next(
             (run.items[name].to_list() for name in ("title", "name") if name in run.items.columns), None
