@@ -18,7 +18,7 @@ from typing import Any
 from ensuite.config import build_config, config, merge
 from ensuite.errors import EnsuiteError, did_you_mean
 from ensuite.models.base import FittedModel, Model
-from ensuite.training.config import SECTIONS, RunConfig
+from ensuite.training.config import RunConfig
 
 
 @config
@@ -147,8 +147,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any
 
 def _check_key(key: str, config: RunConfig, where: str) -> None:
     section, *path = key.split(".")
-    if section not in SECTIONS:
-        raise EnsuiteError(f"{where}: unknown key '{key}'; sections are {', '.join(SECTIONS)}")
+    if section not in config.sections:
+        raise EnsuiteError(f"{where}: unknown key '{key}'; sections are {', '.join(config.sections)}")
     part = getattr(config, section)
     for field in path or [""]:  # a wrapper's base has settings of its own: model.encoder.dim
         known = [name.name for name in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else []
