@@ -193,6 +193,10 @@ def test_items_added_after_training_are_found_and_change_nothing():
         only = torch.arange(N_ITEMS + 2) == N_ITEMS + 1
         items, _ = grown.generate(history, 1, allowed=only)
         read = grown.generate(History(torch.tensor([[N_ITEMS + 1, 3]])), 3)[0]
+    answer = Recommender(grown, [*ITEM_IDS, "new"]).recommend(
+        ["i07", "new"], k=1, candidates=["new"], exclude="none"
+    )
+    assert answer.ids == ["new"]
     assert items.flatten().tolist() == [N_ITEMS + 1] * len(history.items)
     assert int((read > 0).sum()) == 3
     with pytest.raises(EnsuiteError, match="code 6 at level 0, which has 6"):
@@ -341,6 +345,10 @@ def test_codes_are_a_stage_of_the_run_that_is_not_done_twice(tmp_path: Path, mon
     assert np.array_equal(run.model.codes.numpy(), table.codes)
     assert tuple(run.config.model.level_sizes) == table.level_sizes
     assert run.config.model.level_sizes[:2] == (6, 6)
+    few = {"training": {"epochs": 1}}
+    further = train("tiger", dataset, tmp_path / "further", recipe=few, start_from=tmp_path / "run")
+    assert further.config.codes.table == str(tmp_path / "run" / "codes")  # what its weights have learned
+    assert torch.equal(further.model.codes, run.model.codes)
     again = train("tiger", dataset, tmp_path / "run", recipe=recipe, overwrite=True)
     assert torch.equal(again.model.codes, run.model.codes)
     assert Recommender.load(tmp_path / "run").recommend(["i07"], k=5).ids

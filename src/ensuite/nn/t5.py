@@ -67,6 +67,10 @@ def relative_bucket(distance: Tensor, buckets: int, furthest: int, both_ways: bo
     return bucket + torch.where(distance < exact, distance, (exact + far.long()).clamp(max=buckets - 1))
 
 
+class PositionBias(nn.Embedding):
+    """A bias for each bucket and head; by its name it is spared from weight decay."""
+
+
 class Attention(nn.Module):
     """Multi-head attention whose heads may be wider, together, than the input."""
 
@@ -188,7 +192,7 @@ class Stack(nn.Module):
         super().__init__()
         self.shape, self.causal = shape, causal
         self.layers = nn.ModuleList(Layer(shape, cross) for _ in range(layers))
-        self.position_bias = nn.Embedding(shape.buckets, shape.heads)
+        self.position_bias = PositionBias(shape.buckets, shape.heads)
         nn.init.normal_(self.position_bias.weight, std=shape.dim**-0.5)
         self.norm = nn.RMSNorm(shape.dim, 1e-6)
         self.dropout = Dropout(shape.dropout)

@@ -181,6 +181,8 @@ def train(
         if main:
             card = read_card(out) | {"start": origin}
             write_text(out / "card.json", json.dumps(card, indent=2, default=str) + "\n")
+    if not begun:
+        built.take(materials)  # again: weights that training starts from bring their own run's
     if trackers:
         accelerator.init_trackers("ensuite", config={"run": str(out)})
     accelerator.wait_for_everyone()

@@ -13,6 +13,7 @@ from ensuite.errors import EnsuiteError
 from ensuite.models.base import Model
 from ensuite.models.registry import load_model
 from ensuite.training.config import RunConfig
+from ensuite.training.materials import CODES
 from ensuite.training.run import read_card, read_tensors
 
 FIRST_STAGE = "base"
@@ -30,11 +31,14 @@ def start_values(name: str, source: Path, given: Mapping[str, Any]) -> dict[str,
         When that system cannot start from that run.
     """
     read_card(source)
-    section = read_yaml(source / "config.yaml").get("model")
+    values = read_yaml(source / "config.yaml")
+    section = values.get("model")
     if not isinstance(section, Mapping) or "name" not in section:
         raise EnsuiteError(f"{source / 'config.yaml'}: no model is named there; the file is damaged")
     if section["name"] == name:
-        return {"model": dict(section)}
+        codes = values.get("codes")  # its weights know the codes that it learned from
+        known = {} if codes is None else {"codes": codes | {"table": codes["table"] or str(source / CODES)}}
+        return {"model": dict(section)} | known
     settings = load_model(name).settings_from(section)
     if settings is None:
         raise EnsuiteError(_cannot(source, section["name"], name))
