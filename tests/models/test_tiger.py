@@ -217,6 +217,10 @@ def test_cold_items_take_their_share_of_a_list_and_no_more():
         cold = [i for i in whole if i > 25][:2]
         assert capped == [i for i in whole if i <= 25 or i in cold][:10]
     assert sorted(everything[0].tolist()) == list(range(1, 51))  # beyond their share they come last
+    answer = Recommender(model, ITEM_IDS).recommend(["i07"], k=10)
+    assert sum(item > "i25" for item in answer.ids) <= 2
+    with pytest.raises(ValueError, match="use ranking = beam"):
+        build(cold_share=0.2, ranking="exact")
 
 
 def test_cold_items_can_be_found_by_their_content_codes():

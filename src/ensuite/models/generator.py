@@ -44,7 +44,7 @@ class GeneratorConfig:
     """Width of the search; at least as many as items are asked for are always kept."""
     ranking: Literal["auto", "exact", "beam"] = "auto"
     """Score every item (exact), or only those that the search reaches: the others then share one score, below
-    all of them. auto: exact for catalogues of at most 1,000 items."""
+    all of them. auto: exact for catalogues of at most 1,000 items, unless `cold_share` is set."""
     cold_share: float = 1.0
     """Largest share of a list that items without a training event may take, as long as there are others
     (TIGER's epsilon)."""
@@ -58,6 +58,11 @@ class GeneratorConfig:
             raise ValueError(f"beams = {self.beams}: at least 1 is needed")
         if not 0 <= self.cold_share <= 1:
             raise ValueError(f"cold_share = {self.cold_share}: a share between 0 and 1 is needed")
+        if self.cold_share < 1 and self.ranking == "exact":
+            raise ValueError(
+                f"cold_share = {self.cold_share} is a share of lists, and ranking = exact scores items one "
+                "by one; use ranking = beam"
+            )
 
 
 class Generator(Model):
@@ -114,7 +119,8 @@ class Generator(Model):
     def exact(self) -> bool:
         """Whether every item is scored, not only those that a search reaches."""
         ranking = self.config.ranking
-        return ranking == "exact" or (ranking == "auto" and self.n_items <= EXACT_ITEMS)
+        small = self.n_items <= EXACT_ITEMS and self.config.cold_share == 1
+        return ranking == "exact" or (ranking == "auto" and small)
 
     def with_codes(self, codes: Tensor) -> Self:
         """Return this model with items V + 1, V + 2, ... more, by their codes [N, L]: they are found, and
