@@ -87,14 +87,15 @@ class TIGER(OrderedGenerator):
     paper = "Rajput et al., NeurIPS 2023, arXiv:2305.05065"
     family = "generative"
     state = "tried"
-    offsets: Tensor  # [L] int64, the token of code 0 of each level
+    offsets: Tensor  # [L] int64, `first_tokens`
 
     def __init__(self, config: TIGERConfig, n_items: int, objective: Objective | None = None):
         super().__init__(config, n_items, objective)
         c, sizes = config, config.level_sizes
-        starts = torch.tensor([1, *sizes]).cumsum(0)  # token 0 is padding, the last one begins an item
-        self.register_buffer("offsets", starts[:-1], persistent=False)
-        self.begin_token = int(starts[-1])
+        # The token of code 0 of each level; token 0 is padding, the last one begins an item.
+        self.first_tokens = [1 + sum(sizes[:level]) for level in range(len(sizes))]
+        self.begin_token = 1 + sum(sizes)
+        self.register_buffer("offsets", torch.tensor(self.first_tokens), persistent=False)
         self.tokens = nn.Embedding(self.begin_token + 1, c.dim)
         nn.init.normal_(self.tokens.weight, std=c.init_std)
         self.head = None if c.tied else nn.Linear(c.dim, sum(sizes), bias=False)
@@ -120,16 +121,10 @@ class TIGER(OrderedGenerator):
 
     def logits(self, hidden: Tensor, level: int) -> Tensor:
         """Return the scores of the codes of ``level``: [..., D] to [..., K]."""
-        first, size = int(self.first_tokens[level]), self.config.level_sizes[level]
+        first, size = self.first_tokens[level], self.config.level_sizes[level]
         if self.head is not None:
             return hidden @ self.head.weight[first - 1 : first - 1 + size].T
         return hidden * self.config.dim**-0.5 @ self.tokens.weight[first : first + size].T
-
-    @property
-    def first_tokens(self) -> list[int]:
-        """The token of code 0 of each level."""
-        sizes = self.config.level_sizes
-        return [1 + sum(sizes[:level]) for level in range(len(sizes))]
 
     # -- training --
 
