@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -210,7 +211,8 @@ def main() -> None:
     write(options.out, row)
     width = max(map(len, row))
     sys.stdout.write("".join(f"{key:<{width}}  {value}\n" for key, value in row.items()))
-    sys.stdout.write("".join(f"error: {error}\n" for error in senders.seen.errors[:5]))
+    for error, times in Counter(senders.seen.errors).most_common(5):
+        sys.stdout.write(f"{times} times: {error}\n")
 
 
 def fill(url: str, options: Options, items: list[str]) -> None:

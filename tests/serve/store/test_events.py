@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -101,6 +102,17 @@ def test_without_a_time_it_is_the_moment_of_storing_and_may_be_sent_again(store:
     assert store.append([event]) == Appended(1, 0)
     assert store.append([event]) == Appended(0, 1)
     assert store.history("ann", 1)[0].time > 1_700_000_000_000_000
+
+
+def test_events_of_another_store_get_numbers_of_this_one(store: EventStore, tmp_path: Path) -> None:
+    other = EventStore.open(tmp_path / "other.sqlite")
+    other.append([Event("bob", "oil", 1), Event("ann", "tea", 1), Event("ann", "rice", 1)])
+    store.append(other.history("ann", 5))
+    store.append([Event("ann", "oil", 1)])
+    other.close()
+    stored = store.history("ann", 5)
+    assert [event.item_id for event in stored] == ["tea", "rice", "oil"]
+    assert len({event.arrival for event in stored}) == 3
 
 
 def test_an_event_of_the_past_is_put_in_its_place(store: EventStore) -> None:

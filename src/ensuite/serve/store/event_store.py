@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -42,6 +43,8 @@ from ensuite.serve.store.schema import counters, events, items, keys
 AT_A_TIME = 200
 """Users, or event ids, asked for in one statement; SQLite joins at most 500 selects."""
 TRIES = 5
+SENT = tuple(field.name for field in fields(Event))
+"""What a sender says of an event: an event of another store has an arrival, too, which is not taken over."""
 
 
 class EventStore:
@@ -352,7 +355,8 @@ class EventStore:
 
 
 def _row(event: Event) -> dict:
-    return vars(event) | {"time": _now() if event.time is None else event.time}
+    sent = {name: getattr(event, name) for name in SENT}
+    return sent | {"time": _now() if event.time is None else event.time}
 
 
 def _now() -> int:
@@ -369,7 +373,8 @@ def _check_repeated(connection: sa.Connection, sent: list[Event]) -> None:
         held = stored.get(event.event_id)
         if held is None:  # PostgreSQL: between our two statements
             raise StoreUnavailable("an event was deleted while it was sent again", again=True)
-        for name, value in vars(event).items():
+        for name in SENT:
+            value = getattr(event, name)
             # A time that the store gave is not the sender's: it cannot differ.
             if value != getattr(held, name) and not (name == "time" and value is None):
                 raise EnsuiteError(
