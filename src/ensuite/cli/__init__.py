@@ -14,6 +14,7 @@ COMMANDS = {
     "recommend": "ask a run what comes next after a history",
     "serve": "answer requests over HTTP, with live events",
     "store": "keys and upkeep of the service's event store",
+    "index": "build and measure fast search over a run's items",
     "export": "write a run as an ONNX graph that serves without the model's code",
     "tune": "search for better settings (Optuna)",
     "models": "list the systems, or the settings of one",

@@ -54,8 +54,10 @@ class Arguments:
     are left out."""
     data: Path | None = None
     """The dataset of --user; default: the one the run was trained on."""
-    engine: Literal["torch", "onnx"] = "torch"
-    """Score with the model, or with its graph, made by `ensuite export RUN --onnx`."""
+    engine: Literal["auto", "torch", "index", "onnx"] = "auto"
+    """How the best items are found: torch by the model's scores, index by the index beside the run (`ensuite
+    index`), onnx by its graph (`ensuite export RUN --onnx`); auto: by the index if there is one, else by the
+    model."""
     json: bool = False
     """Print JSON, and nothing else, on standard output."""
 

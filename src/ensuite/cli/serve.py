@@ -46,11 +46,13 @@ class Arguments:
     store: str | None = None
     """Events, new items and keys: a SQLite file, or the URL of a PostgreSQL database; made if it is not
     there. Default: $ENSUITE_STORE, else ensuite-events.sqlite."""
-    engine: Literal["torch", "onnx"] = "torch"
-    """What computes: the model itself, or the graph that `ensuite export RUN --onnx` wrote (faster; a fixed
-    catalogue: new items need torch)."""
+    engine: Literal["auto", "torch", "index", "onnx"] = "auto"
+    """What computes: torch, the model itself; index, the index of `ensuite index RUN`; onnx, the graph that
+    `ensuite export RUN --onnx` wrote (both faster; a fixed catalogue: new items need torch); auto, the index
+    if there is one, else torch."""
     runs: Path | None = None
-    """A folder of runs that may take this one's place: POST /v1/model {"run": NAME}."""
+    """A folder of runs that may take this one's place: POST /v1/model {"run": NAME}. The page
+    compares them, and shows those in training."""
     watch: bool = False
     """Serve newer weights by themselves: of this run, and finished runs of the same system in --runs."""
     fallback: Path | None = None
@@ -88,6 +90,7 @@ def main(argv: list[str]) -> None:
 
     torch.set_num_threads(threads)
     from ensuite.serve.http import build_app
+    from ensuite.serve.page import mount
     from ensuite.serve.recommender import Recommender
     from ensuite.serve.runs import RunFolder
     from ensuite.serve.service import Service
@@ -116,6 +119,7 @@ def main(argv: list[str]) -> None:
     app = build_app(
         service, require_keys=keyed, origins=arguments.origins, runs=runs, watch_runs=arguments.watch
     )
+    mount(app, service, arguments.runs)
     try:
         serve(app, listening, explain(service, url_of(listening), keyed))
     finally:
@@ -178,6 +182,7 @@ def explain(service: Service, url: str, keyed: bool) -> str:
         f"  listens   {url}" + ("    (API keys required)" if keyed else "    (this machine only)"),
         f"  store     {service.store.name}",
         f"  fallback  {loaded.fallback.source}",
+        f"  page      {url}/",
         f"  docs      {url}/docs",
         "",
         f"  curl {url}/v1/recommend {key}-H 'Content-Type: application/json' -d {body}",

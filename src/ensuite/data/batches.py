@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ensuite.data.dataset import Cases, Events
+from ensuite.exporting import is_exporting
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class History:
     def last(self, n: int) -> History:
         """Keep at most the last ``n`` events of each row."""
         width = self.items.shape[1]
-        if not torch.compiler.is_exporting() and width <= n:  # an exported graph takes every width
+        if not is_exporting() and width <= n:  # an exported graph takes every width
             return self
         start = (self.lengths - n).clamp(min=0)[:, None]  # [B, 1]
         index = start + torch.arange(torch.sym_min(width, n), device=start.device)  # [B, min(L, n)]

@@ -47,6 +47,7 @@ from ensuite.config import config
 from ensuite.data.batches import Batch, History
 from ensuite.data.samples import Kind
 from ensuite.errors import EnsuiteError
+from ensuite.exporting import is_exporting
 from ensuite.models.base import BlockScorer, FromVectors
 from ensuite.models.wrapper import Wrapper, WrapperConfig
 from ensuite.nn.dropout import Dropout
@@ -229,7 +230,7 @@ class AdaRetrieval(Wrapper):
         """Return the m items of best score that are not ``taken`` [B, X], best first: [B, m], 0 where there
         are no more."""
         found, width = [], len(catalogue)
-        if not torch.compiler.is_exporting():  # there the caller sees to it that batches are small enough
+        if not is_exporting():  # there the caller sees to it that batches are small enough
             width = max(1, SCORES_HELD // len(user))
         with torch.autocast(user.device.type, enabled=False):  # which items come first is not left to bf16
             for first in range(0, len(catalogue), width):
@@ -264,7 +265,7 @@ class AdaRetrieval(Wrapper):
 
         def scores(first: int, last: int) -> Tensor:
             block = user @ catalogue[first:last].T  # [B, last - first]
-            if torch.compiler.is_exporting():  # all rows; a place that is empty falls on padding's
+            if is_exporting():  # all rows; a place that is empty falls on padding's
                 return block.scatter(1, listed - first, by_place)
             row, at = ((listed >= max(first, 1)) & (listed < last)).nonzero(as_tuple=True)
             block[row, listed[row, at] - first] = by_place[row, at]

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from ensuite.config import config
 from ensuite.data.batches import History
 from ensuite.errors import EnsuiteError
+from ensuite.exporting import is_exporting
 from ensuite.models._growing import with_rows
 from ensuite.models.base import Retriever
 from ensuite.nn.dropout import Dropout
@@ -228,7 +229,7 @@ class SIGMA(Retriever):
         if c.fixed_slots:
             rows = torch.arange(lengths.shape[0], device=lengths.device)
             return Streams(lengths, mask, rows, flipped(torch.full_like(lengths, c.flipped_slots), width))
-        if torch.compiler.is_exporting():  # how many rows need a second stream is not known there: all
+        if is_exporting():  # how many rows need a second stream is not known there: all
             return Streams(lengths, mask, torch.arange(lengths.shape[0]), flipped(lengths - c.kept, width))
         rows = (lengths > c.kept + 1).nonzero()[:, 0]  # what is shorter is the same in both streams
         return Streams(lengths, mask, rows, flipped(lengths[rows] - c.kept, width))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ensuite.exporting import is_exporting
+
 
 class GRULayer(nn.GRU):
     """One layer of `nn.GRU`, batch first: [B, L, D] gives the states at all positions, [B, L, H].
@@ -17,7 +19,7 @@ class GRULayer(nn.GRU):
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Read ``x`` from ``state`` [1, B, H], zero by default: all states, and the last one [1, B, H]."""
-        if not torch.compiler.is_exporting():
+        if not is_exporting():
             return super().forward(x, state)
         parameters = dict(self.named_parameters())
         weights = [_for_onnx(parameters[f"weight_{of}_l0"])[None] for of in ("ih", "hh")]  # [1, 3 H, D or H]

@@ -29,6 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ensuite.exporting import is_exporting
+
 CHUNK = 16  # positions, at least
 CPU_ELEMENTS, GPU_ELEMENTS = 1 << 19, 1 << 25  # of a working tensor: 2 MB (measured), 128 MB
 FEW = 1 << 18  # states of a position below which a GPU waits for its launches
@@ -60,7 +62,7 @@ def selective_scan(
     state
         State before the first position, [B, E, N]; zero when None.
     """
-    scan = _exported_scan if torch.compiler.is_exporting() else _selective_scan
+    scan = _exported_scan if is_exporting() else _selective_scan
     return scan(u, dt, a, b, c, state, want_state)
 
 
@@ -84,7 +86,7 @@ def scan_last(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
     As `selective_scan`, but for ``c``, [B, N]: that of the last position. Padding has dt = 0.
     """
-    if torch.compiler.is_exporting():
+    if is_exporting():
         after = dt.flip(1).cumsum(1).flip(1) - dt  # S: [B, L, E]
         g = b * c[:, None]  # [B, L, N]
         read = sum(g[..., n, None] * torch.exp(after * a[:, n]) for n in range(a.shape[1]))

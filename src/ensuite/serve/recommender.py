@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from ensuite.data.batches import History
 from ensuite.data.dataset import Dataset, index_ids
 from ensuite.errors import EnsuiteError, did_you_mean
 from ensuite.models.base import Model, Retriever, TakesItems
-from ensuite.serve.engine import Engine, ModelEngine
+from ensuite.serve.engine import Engine, EngineName, ModelEngine
 from ensuite.serve.recommendations import Ranked, Recommendations
 from ensuite.serve.requests import (
     Ask,
@@ -29,6 +29,7 @@ from ensuite.serve.requests import (
     split_times,
     to_seconds,
 )
+from ensuite.serve.search.index import has_index, load_engine
 from ensuite.serve.top_k import top_k
 from ensuite.training.run import Run, load_run
 
@@ -92,7 +93,7 @@ class Recommender:
         run: str | os.PathLike[str],
         *,
         device: str | torch.device = "cpu",
-        engine: Literal["torch", "onnx"] = "torch",
+        engine: EngineName = "auto",
     ) -> Recommender:
         """Load a run folder; the dataset it was trained on is not needed. See `of`."""
         return cls.of(load_run(run), device=device, engine=engine)
@@ -103,10 +104,16 @@ class Recommender:
         run: Run,
         *,
         device: str | torch.device = "cpu",
-        engine: Literal["torch", "onnx"] = "torch",
+        engine: EngineName = "auto",
     ) -> Recommender:
         """Recommend from a run that is loaded already; titles are the item table's column `title`, or else
-        `name`. The engine "onnx" is the graph that `ensuite export RUN --onnx` wrote."""
+        `name`.
+
+        ``engine`` says how the best items are found: "torch" by the model's scores, "index" by the index
+        beside the run (`ensuite index`), "onnx" by the graph that `ensuite export RUN --onnx` wrote; "auto"
+        by the index if there is one, else by the model. Scores of a quantised index (pq, pq-pruned) are those
+        of the quantised items, near the model's and not equal to them.
+        """
         titles = next(
             (run.items[name].to_list() for name in ("title", "name") if name in run.items.columns), None
         )
@@ -408,14 +415,17 @@ def _pad(lists: list[list[int]]) -> Tensor:
     return torch.tensor([one + [0] * (width - len(one)) for one in lists])
 
 
-def _open_engine(name: str, run: Run) -> Engine | None:
-    if name == "torch":
-        return None
-    if name != "onnx":
-        raise EnsuiteError(f"engine = '{name}': {did_you_mean(name, ('onnx', 'torch'))}")
-    from ensuite.serve.export.engine import OnnxEngine
+def _open_engine(name: EngineName, run: Run) -> Engine | None:
+    """Return an engine other than the model itself, which is None."""
+    if name not in get_args(EngineName):
+        raise EnsuiteError(f"engine = '{name}': {did_you_mean(name, get_args(EngineName))}")
+    if name == "onnx":
+        from ensuite.serve.export.engine import OnnxEngine
 
-    return OnnxEngine.of(run)
+        return OnnxEngine.of(run)
+    if name == "index" or (name == "auto" and has_index(run.path)):
+        return load_engine(run)
+    return None
 
 
 def user_history(dataset: Dataset, user_id: Any, *, before: When | None = None) -> list[Any]:

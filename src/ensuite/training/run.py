@@ -8,6 +8,7 @@ RUN/
   metrics.jsonl        one line per epoch ("train") and per validation ("valid")
   items.parquet        the item table of the dataset
   last.safetensors     the newest checkpoint: weights, optimiser state, counters
+  search.safetensors   how its items are searched, where `ensuite index` has built it
 """
 
 from __future__ import annotations

@@ -133,21 +133,15 @@ def missing(packages: str) -> EnsuiteError:
 def _reason(error: BaseException) -> str:
     """Name the line of a model that has no fixed form, or else say what the exporter says."""
     home = Path(ensuite.__file__).parent
-    inside: list[tuple[str, int, str]] = []
     cause: BaseException | None = error
-    while cause is not None and not inside:
-        inside = [
-            (str(Path(frame.filename).relative_to(home)), frame.lineno or 0, frame.line or "")
-            for frame in traceback.extract_tb(cause.__traceback__)
-            if Path(frame.filename).is_relative_to(home / "models")
-            or Path(frame.filename).is_relative_to(home / "nn")
-            or Path(frame.filename).is_relative_to(home / "data")
-        ]
+    while cause is not None:
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            file = Path(frame.filename)
+            if any(file.is_relative_to(home / room) for room in ("models", "nn", "data")):
+                place = f"{file.relative_to(home.parent)}, line {frame.lineno}"
+                return f"what `{frame.line}` does ({place}) depends on the data, and a graph is fixed"
         cause = cause.__cause__
-    if inside:
-        file, line, text = inside[-1]
-        return f"what `{text}` does (ensuite/{file}, line {line}) depends on the data, and a graph is fixed"
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+    return str(error).strip().split("\n")[0].split(" For more")[0] or type(error).__name__
 
 
 @contextlib.contextmanager

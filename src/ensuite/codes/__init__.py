@@ -1,0 +1,1 @@
+"""How does an item become a few tokens? Codes from item vectors."""
