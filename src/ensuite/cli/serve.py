@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -213,6 +214,8 @@ def serve(app: Any, listening: socket.socket, text: str) -> None:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=30,
     )
+    gc.collect()
+    gc.freeze()  # what is loaded now stays: no request waits for its hundreds of thousands of objects
     # uvicorn raises the signal that ended it again, for whoever waits for it: an end in good order.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
