@@ -69,6 +69,8 @@ class Arguments:
     """Ask callers for API keys on the loopback too: behind a proxy, say."""
     origins: tuple[str, ...] = ()
     """Origins whose web pages may call the service (CORS), https://shop.example; by default none may."""
+    page: bool = True
+    """Show the page for people at /: try it, runs, trainings. Without it the start is faster."""
 
 
 def main(argv: list[str]) -> None:
@@ -91,7 +93,6 @@ def main(argv: list[str]) -> None:
 
     torch.set_num_threads(threads)
     from ensuite.serve.http import build_app
-    from ensuite.serve.page import mount
     from ensuite.serve.recommender import Recommender
     from ensuite.serve.runs import RunFolder
     from ensuite.serve.service import Service
@@ -120,9 +121,12 @@ def main(argv: list[str]) -> None:
     app = build_app(
         service, require_keys=keyed, origins=arguments.origins, runs=runs, watch_runs=arguments.watch
     )
-    mount(app, service, arguments.runs)
+    if arguments.page:
+        from ensuite.serve.page import mount
+
+        mount(app, service, arguments.runs)
     try:
-        serve(app, listening, explain(service, url_of(listening), keyed))
+        serve(app, listening, explain(service, url_of(listening), keyed, arguments.page))
     finally:
         store.close()
 
@@ -169,7 +173,7 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def explain(service: Service, url: str, keyed: bool) -> str:
+def explain(service: Service, url: str, keyed: bool, page: bool) -> str:
     """Say what serves, where, and how to ask it."""
     loaded, items = service.loaded, service.recommender.item_ids
     shown = [item for item in loaded.fallback.ids if service.recommender.knows(item)][:3]
@@ -183,7 +187,7 @@ def explain(service: Service, url: str, keyed: bool) -> str:
         f"  listens   {url}" + ("    (API keys required)" if keyed else "    (this machine only)"),
         f"  store     {service.store.name}",
         f"  fallback  {loaded.fallback.source}",
-        f"  page      {url}/",
+        *([f"  page      {url}/"] if page else []),
         f"  docs      {url}/docs",
         "",
         f"  curl {url}/v1/recommend {key}-H 'Content-Type: application/json' -d {body}",
