@@ -1,6 +1,7 @@
 """Search over a million items on one core: the dense product, PQTopK, PQTopK with pruning, HNSW.
 
     OMP_NUM_THREADS=1 python benchmarks/search.py --out results/
+    OMP_NUM_THREADS=1 python benchmarks/search.py --cold --append --out results/
     OMP_NUM_THREADS=1 python benchmarks/search.py --items 100000 --hnsw --append --out results/
 
 Three kinds of made-up vectors, since no trained catalogue of this size comes with the package:
@@ -12,12 +13,14 @@ Three kinds of made-up vectors, since no trained catalogue of this size comes wi
 - gaussian: independent, for items and users: the hardest case for pruning, since nothing stands out.
 
 The codes are trained on the vectors themselves by `ensuite.codes.product.quantise` (M = 8 splits of 256
-sub-items). Every method answers the same users one at a time, in turn, so that whatever else the machine
-does meets all of them; then all users as one batch. The time of a user is the median of `--rounds`; medians
-and 95th percentiles over users are written. `speedup` is against `dense` (matrix product and `torch.topk`, as
-plain PyTorch does it), `speedup_exact` against the package's own exact search. `agreement` is the share of
-answers (scores and items, in order) equal to those of PQTopK without pruning, `recall_dense` the share of the
-dense top k that is found.
+sub-items). In each of `--rounds` rounds every method answers all users, one at a time, before the next method
+does: whatever else the machine does meets all of them, and each finds its own tables in the cache, as in a
+service that runs it alone. `--cold` lets the methods take turns at each user instead: the dense product then
+sweeps the cache between two answers of the others. All users as one batch come last. The time of a user is
+the median of the rounds; medians and 95th percentiles over users are written. `speedup` is against `dense`
+(matrix product and `torch.topk`, as plain PyTorch does it), `speedup_exact` against the package's own exact
+search. `agreement` is the share of answers (scores and items, in order) equal to those of PQTopK without
+pruning, `recall_dense` the share of the dense top k that is found.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from ensuite.serve.search.pruned import PrunedPQTopK
 from ensuite.serve.search.searcher import ExactSearch
 
 FIELDS = (
-    "vectors", "items", "dim", "splits", "k", "threads", "method", "median_ms", "p95_ms", "speedup",
+    "vectors", "items", "dim", "splits", "k", "threads", "cache", "method", "median_ms", "p95_ms", "speedup",
     "speedup_exact", "batch_ms_per_user", "agreement", "recall_dense", "build_seconds",
 )  # fmt: skip
 
@@ -65,6 +68,8 @@ class Options:
     """Users."""
     rounds: int = 3
     """Times that each user is answered; the median is kept."""
+    cold: bool = False
+    """Let the methods take turns at each user."""
     threads: int = 1
     """Threads of torch (set OMP_NUM_THREADS too)."""
     hnsw: bool = False
@@ -116,7 +121,7 @@ def measure(kind: str, options: Options) -> list[dict[str, Any]]:
     methods: dict[str, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]] = {"dense": dense}
     for name, searcher in searchers.items():
         methods[name] = lambda asked, s=searcher: s.search(asked, k, None, nothing * len(asked))
-    single = time_in_turn(methods, users, options.rounds)  # method -> [users] seconds
+    single = time_in_turn(methods, users, options.rounds, options.cold)  # method -> [users] seconds
     found = {name: method(users) for name, method in methods.items()}
     batch = {}
     for name, method in methods.items():
@@ -132,6 +137,7 @@ def measure(kind: str, options: Options) -> list[dict[str, Any]]:
             "splits": options.splits if name.startswith("pq") else "",
             "k": k,
             "threads": options.threads,
+            "cache": "cold" if options.cold else "warm",
             "method": name,
             "median_ms": f"{1e3 * medians[name]:.3f}",
             "p95_ms": f"{1e3 * float(np.quantile(single[name], 0.95)):.3f}",
@@ -147,18 +153,20 @@ def measure(kind: str, options: Options) -> list[dict[str, Any]]:
 
 
 def time_in_turn(
-    methods: dict[str, Callable[[torch.Tensor], Any]], users: torch.Tensor, rounds: int
+    methods: dict[str, Callable[[torch.Tensor], Any]], users: torch.Tensor, rounds: int, cold: bool
 ) -> dict[str, np.ndarray]:
-    """Answer each user alone with every method in turn; the median of the rounds, method -> [users]."""
+    """Answer each user alone with every method; the median of the rounds, method -> [users]."""
     seconds = {name: np.zeros((rounds, len(users))) for name in methods}
+    turns = [(name, number) for name in methods for number in range(len(users))]
+    if cold:
+        turns.sort(key=lambda turn: turn[1])
     for method in methods.values():
         method(users[:1])  # warm up
     for again in range(rounds):
-        for number in range(len(users)):
-            for name, method in methods.items():
-                began = time.perf_counter()
-                method(users[number : number + 1])
-                seconds[name][again, number] = time.perf_counter() - began
+        for name, number in turns:
+            began = time.perf_counter()
+            methods[name](users[number : number + 1])
+            seconds[name][again, number] = time.perf_counter() - began
     return {name: np.median(each, axis=0) for name, each in seconds.items()}
 
 
@@ -203,7 +211,7 @@ def recall(found: torch.Tensor, best: torch.Tensor) -> float:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
-    names = [name for name in FIELDS if name not in ("items", "dim", "splits", "k", "threads")]
+    names = [name for name in FIELDS if name not in ("items", "dim", "splits", "k", "threads", "cache")]
     first = rows[0]
     title = f"{first['items']:,} items, d {first['dim']}, top {first['k']}, {first['threads']} thread(s)"
     table = Table(*names, title=title)

@@ -101,7 +101,9 @@ def test_the_whole_walk(start: Start, runs: Path, tmp_path: Path) -> None:
     assert [line.split(",")[0] for line in error.splitlines()] == [
         f"INFO ensuite.serve.service: serving {runs / 'popularity'}"
     ]
-    again = start(runs / "markov", "--store", store)
+    again = start(runs / "markov", "--store", store, "--no-page")
+    assert " page " not in again.text
+    assert httpx.get(again.url + "/").status_code == 404
     assert post(again.url + "/v1/recommend", asked).json()["items"][0]["item_id"] == 50
     assert again.stop(signal.SIGINT)[0] == 0
 
@@ -153,7 +155,7 @@ def test_beyond_this_machine_callers_need_a_key(start: Start, runs: Path, tmp_pa
     ("words", "said"),
     [
         (["nothing"], "nothing: no such run"),
-        (["{run}", "--store", "mysql://host/db"], "SQLite and PostgreSQL are supported"),
+        (["{run}", "--store", "mysql://host/db"], "SQLite or PostgreSQL, not mysql"),
         (["{run}", "--host", "999.1.1.1"], "999.1.1.1"),
         (["{run}", "--port", "65536"], "a number from 0 to 65535"),
         (["{run}", "--runs", "nothing"], "nothing: cannot be read"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -68,6 +69,8 @@ class Arguments:
     """Ask callers for API keys on the loopback too: behind a proxy, say."""
     origins: tuple[str, ...] = ()
     """Origins whose web pages may call the service (CORS), https://shop.example; by default none may."""
+    page: bool = True
+    """Show the page for people at /: try it, runs, trainings. Without it the start is faster."""
 
 
 def main(argv: list[str]) -> None:
@@ -90,7 +93,6 @@ def main(argv: list[str]) -> None:
 
     torch.set_num_threads(threads)
     from ensuite.serve.http import build_app
-    from ensuite.serve.page import mount
     from ensuite.serve.recommender import Recommender
     from ensuite.serve.runs import RunFolder
     from ensuite.serve.service import Service
@@ -119,9 +121,12 @@ def main(argv: list[str]) -> None:
     app = build_app(
         service, require_keys=keyed, origins=arguments.origins, runs=runs, watch_runs=arguments.watch
     )
-    mount(app, service, arguments.runs)
+    if arguments.page:
+        from ensuite.serve.page import mount
+
+        mount(app, service, arguments.runs)
     try:
-        serve(app, listening, explain(service, url_of(listening), keyed))
+        serve(app, listening, explain(service, url_of(listening), keyed, arguments.page))
     finally:
         store.close()
 
@@ -168,7 +173,7 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def explain(service: Service, url: str, keyed: bool) -> str:
+def explain(service: Service, url: str, keyed: bool, page: bool) -> str:
     """Say what serves, where, and how to ask it."""
     loaded, items = service.loaded, service.recommender.item_ids
     shown = [item for item in loaded.fallback.ids if service.recommender.knows(item)][:3]
@@ -182,7 +187,7 @@ def explain(service: Service, url: str, keyed: bool) -> str:
         f"  listens   {url}" + ("    (API keys required)" if keyed else "    (this machine only)"),
         f"  store     {service.store.name}",
         f"  fallback  {loaded.fallback.source}",
-        f"  page      {url}/",
+        *([f"  page      {url}/"] if page else []),
         f"  docs      {url}/docs",
         "",
         f"  curl {url}/v1/recommend {key}-H 'Content-Type: application/json' -d {body}",
@@ -213,6 +218,8 @@ def serve(app: Any, listening: socket.socket, text: str) -> None:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=30,
     )
+    gc.collect()
+    gc.freeze()  # what is loaded now stays: no request waits for its hundreds of thousands of objects
     # uvicorn raises the signal that ended it again, for whoever waits for it: an end in good order.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, lambda *_: sys.exit(0))

@@ -72,6 +72,11 @@ class Backend:
 
     # -- items --
 
+    @property
+    def trained_ids(self) -> list[ItemId]:
+        """The items that the served run was trained on: without those that were put since."""
+        return self.service.loaded.base.item_ids
+
     def index(self) -> TitleIndex:
         """Return the titles of the catalogue that is served now."""
         current = self.recommender
@@ -145,7 +150,7 @@ class Backend:
         """Return the other runs on the shelf that know the same items."""
         if self.runs is None:
             return []
-        ids, served = self.recommender.item_ids, self.run.path.resolve()
+        ids, served = self.trained_ids, self.run.path.resolve()
         return [
             run
             for run in read_shelf(self.runs)

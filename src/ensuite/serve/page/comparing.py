@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 class Job:
     """A comparison that is being measured."""
 
+    file: Path
+    """Where the result will stand."""
     total: int
     """Of runs."""
     run: str = ""
@@ -60,12 +62,12 @@ class Comparisons:
         job = self._jobs.get(key)
         if job is not None and not job.over:
             return job
-        job = self._jobs[key] = Job(len(runs))
+        job = self._jobs[key] = Job(_file(key), len(runs))
         # A process of its own, that gives way: the service goes on answering meanwhile.
         here, there = multiprocessing.get_context("spawn").Pipe(duplex=False)
         process = multiprocessing.get_context("spawn").Process(
             target=_measure,
-            args=({run.name: run.path for run in runs}, _file(key), there),
+            args=({run.name: run.path for run in runs}, job.file, there),
             daemon=True,
             name="ensuite-compare",
         )

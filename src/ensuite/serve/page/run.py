@@ -36,7 +36,7 @@ def show_run(backend: Backend, name: str) -> None:
             Tag("span", "hint", f" / {run.card['data']['name']}")
         with Tag("div", "title"):
             Tag("h1", "", run.name)
-            if run.ready and same_catalogue(run, backend.recommender.item_ids):
+            if run.ready and same_catalogue(run, backend.trained_ids):
                 beside = run.path.resolve() != backend.run.path.resolve()
                 query = f"/?beside={quote(run.name)}" if beside else "/"
                 Tag(

@@ -21,7 +21,7 @@ from ensuite.serve.page.components import Tag, button, frame, markup
 from ensuite.serve.page.shelf import Shelved, read_shelf
 
 ASKED = 12
-"""Runs that are ticked for a comparison at first, the best by validation."""
+"""Runs that are ticked for a comparison at first: the best by validation whose training is done."""
 
 
 class Runs:
@@ -65,7 +65,8 @@ class Group:
         self.runs = sorted(runs, key=lambda run: -best_validation(run).get(VALIDATED[0], -1.0))
         self.comparisons = comparisons
         ready = [run for run in self.runs if run.ready]
-        self.chosen = {run.name for run in ready[:ASKED]}
+        done = [run for run in ready if run.progress is None]
+        self.chosen = {run.name for run in done[:ASKED]}
         self.job: Job | None = None
         data = runs[0].card["data"]
         with Tag("section", "dataset", aria_label=f"Runs on {data['name']}"):
@@ -74,7 +75,7 @@ class Group:
                     Tag("h2", "", str(data["name"]))
                     split = data.get("split") or {}
                     Tag("span", "hint", f"split {split.get('kind')}, fingerprint {runs[0].fingerprint}")
-                self.ask = button("Compare on test", self._compare, "primary", disabled=not ready)
+                self.ask = button("Compare on test", self._compare, "primary", disabled=not self.chosen)
                 self.back = button("Choose other runs", self._show_validation, "quiet", hidden=True)
             self.bar = Tag("div", "progress", hidden=True)
             self.out = Tag("div")
@@ -228,7 +229,8 @@ class Group:
                 ).style(f"--part: {job.done:.3f}")
         if job.over:
             self.timer.active = False
-            await self._find()
+            if not job.error:  # by its own name: a run that trains has other weights by now
+                self._show(await asyncio.to_thread(job.file.read_text, encoding="utf-8"))
 
     def _show(self, html: str) -> None:
         self.bar.set(hidden=True)
