@@ -19,6 +19,7 @@ from ensuite.models.sasrec import SASRec
 from ensuite.serve import engine
 from ensuite.serve import recommender as module
 from ensuite.serve.recommender import Recommender, user_history
+from ensuite.serve.requests import Ask, BadRequest, NothingKnown
 
 IDS = [10, 20, 30, 40, 50]
 
@@ -264,3 +265,45 @@ def test_the_history_of_a_user_in_the_data(dataset):
         user_history(dataset, 9)
     with pytest.raises(EnsuiteError, match="no event before 1000"):
         user_history(dataset, 8, before=1000)
+
+
+def test_requests_side_by_side_have_their_own_rules():
+    recommender = popular()
+    answers = recommender.recommend_each(
+        [
+            Ask([20], k=1),
+            Ask([20], k=2, exclude="none"),
+            Ask([999], k=1),
+            Ask([20], k=1, candidates=[40, 50]),
+            Ask([20], k=9),
+            Ask([20, (30, 5)], k=1),
+            Ask([(10, 9)], k=1, at=5),
+        ]
+    )
+    assert [answers[number].ids for number in (0, 1, 3)] == [[30], [20, 30], [50]]
+    assert isinstance(answers[2], NothingKnown)
+    fields = [answer.field for answer in answers if isinstance(answer, BadRequest)]
+    assert fields == ["history", "k", "history", "at"]
+
+
+def test_times_or_none_do_not_disturb_each_other():
+    recommender, model = spy(timed=False)
+    recommender.recommend_each([Ask([10], k=1), Ask([(20, 7)], k=1), Ask([30, 40], k=1)])
+    assert model.read.times.tolist() == [[7]]  # the last group
+    answers = recommender.recommend_each([Ask([10], k=1), Ask([(20, 7, "a")], k=1), Ask([(20, 7)], k=1)])
+    assert [answer.ids for answer in answers] == [[20], [50], [50]]
+
+
+def test_a_recommender_takes_new_items_and_titles():
+    torch.manual_seed(0)
+    recommender = Recommender(SASRec(SASRec.Config(dim=8), 5), IDS)
+    grown = recommender.with_items(["new"], [[20, 30]], ["New"])
+    assert grown.recommend([10], k=5).ids.count("new") == 1
+    assert grown.recommend(["new"], k=5, exclude="none").titles.count("New") == 1
+    assert (grown.knows("new"), recommender.knows("new")) == (True, False)
+    assert recommender.with_titles({20: "Twenty"}).title("20") == "Twenty"
+    with pytest.raises(EnsuiteError, match="Popularity cannot take new items"):
+        popular().with_items(["new"], [[20]], [None])
+    recommender.engine = object()
+    with pytest.raises(EnsuiteError, match="fixed"):
+        recommender.with_items(["new"], [[20]], [None])

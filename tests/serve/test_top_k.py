@@ -31,3 +31,15 @@ def test_blocks_equal_the_whole(width):
     ]
     _, columns = merge_top_k(blocks, 12)
     assert (columns - 1).tolist() == reference(scores, 12).tolist()
+
+
+@pytest.mark.parametrize("levels", [2, 5, 10_000])
+@pytest.mark.parametrize(("width", "k"), [(5_000, 1), (5_000, 10), (4_999, 7), (70_001, 30), (2_561, 10)])
+def test_many_columns_equal_a_stable_sort(width, k, levels):
+    """Wide enough to be looked at in chunks, with a rest that fills none, and ties between chunks."""
+    scores = np.random.default_rng(width + k + levels).integers(0, levels, (3, width)).astype(np.float32)
+    scores[0, : width // 2] = -np.inf
+    scores[1, -1] = levels
+    values, columns = top_k(torch.from_numpy(scores), k)
+    assert columns.tolist() == reference(scores, k).tolist()
+    assert values.tolist() == np.take_along_axis(scores, columns.numpy(), 1).tolist()

@@ -219,7 +219,7 @@ class Processes:
 class Bar:
     """A progress bar on standard error that appears once the work has taken `PATIENCE` seconds."""
 
-    def __init__(self, shown: bool = True):
+    def __init__(self, shown: bool = True, unit: str = "users"):
         self.shown = shown
         self.began = time.perf_counter()
         self.tasks: dict[str, Any] = {}
@@ -227,7 +227,7 @@ class Bar:
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
-            TextColumn("users, left"),
+            TextColumn(f"{unit}, left"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,

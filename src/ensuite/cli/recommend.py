@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -54,6 +54,10 @@ class Arguments:
     are left out."""
     data: Path | None = None
     """The dataset of --user; default: the one the run was trained on."""
+    engine: Literal["auto", "torch", "index", "onnx"] = "auto"
+    """How the best items are found: torch by the model's scores, index by the index beside the run (`ensuite
+    index`), onnx by its graph (`ensuite export RUN --onnx`); auto: by the index if there is one, else by the
+    model."""
     json: bool = False
     """Print JSON, and nothing else, on standard output."""
 
@@ -83,7 +87,7 @@ def main(argv: list[str]) -> None:
             f"{len(arguments.times)} --times: one of each for each item"
         )
     run = load_run(arguments.run)
-    recommender = Recommender.of(run)
+    recommender = Recommender.of(run, engine=arguments.engine)
     history = _history(arguments, run)
     exclude: Any = arguments.exclude or None
     if exclude in {("seen",), ("none",)}:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ensuite.data.dataset import Cases, Events
+from ensuite.exporting import is_exporting
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ class History:
 
     def last(self, n: int) -> History:
         """Keep at most the last ``n`` events of each row."""
-        if self.items.shape[1] <= n:
+        width = self.items.shape[1]
+        if not is_exporting() and width <= n:  # an exported graph takes every width
             return self
         start = (self.lengths - n).clamp(min=0)[:, None]  # [B, 1]
-        index = start + torch.arange(n, device=start.device)  # [B, n]
+        index = start + torch.arange(torch.sym_min(width, n), device=start.device)  # [B, min(L, n)]
         index = index.clamp(max=self.items.shape[1] - 1)
         kept = self._each(lambda tensor: tensor.gather(1, index))
         if kept.sessions is None:

@@ -345,11 +345,12 @@ def _remove_stale(out: Path) -> None:
     """Delete what a killed process left beside ``out``; a live one's folder bears its process number."""
     for left in out.parent.glob(f".{out.name}.*-*.partial"):
         pid = left.name.removeprefix(f".{out.name}.").split("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
+        if pid.isdigit() and not is_alive(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine is there."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -51,9 +51,16 @@ def size_and_time(file: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
+def cache_folder() -> Path:
+    """Return where what can be computed again is kept: the environment's ``ENSUITE_CACHE``, or a folder in
+    the user's own cache."""
+    return Path(os.environ.get("ENSUITE_CACHE") or Path.home() / ".cache" / "ensuite")
+
+
 def _stamp(path: Path) -> Path:
-    cache = Path(os.environ.get("ENSUITE_CACHE") or Path.home() / ".cache" / "ensuite")
-    return cache / "verified" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.json"
+    return (
+        cache_folder() / "verified" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.json"
+    )
 
 
 def remember(path: Path, seen: Mapping[str, list[int]]) -> None:

@@ -46,7 +46,7 @@ def begin(model: HSTU, history: History) -> tuple[Tensor, Reading]:
         x = block.finish(
             x, p.gate, block.attention.dense(p.query, p.key, p.value, offsets >= 0, offsets, buckets)
         )
-    block, rows = model.stack[-1], torch.arange(len(x), device=x.device)[:, None]
+    block, rows = model.stack[-1], torch.arange(x.shape[0], device=x.device)[:, None]
     p = block.project(x)
     offsets = (newest - steps)[:, None]  # [B, 1, L]
     buckets = None if times is None or now is None else time_buckets(now, times)

@@ -47,6 +47,7 @@ from ensuite.config import config
 from ensuite.data.batches import Batch, History
 from ensuite.data.samples import Kind
 from ensuite.errors import EnsuiteError
+from ensuite.exporting import is_exporting
 from ensuite.models.base import BlockScorer, FromVectors
 from ensuite.models.wrapper import Wrapper, WrapperConfig
 from ensuite.nn.dropout import Dropout
@@ -228,7 +229,9 @@ class AdaRetrieval(Wrapper):
     def retrieve(self, user: Tensor, catalogue: Tensor, taken: Tensor) -> Tensor:
         """Return the m items of best score that are not ``taken`` [B, X], best first: [B, m], 0 where there
         are no more."""
-        found, width = [], max(1, SCORES_HELD // len(user))
+        found, width = [], len(catalogue)
+        if not is_exporting():  # there the caller sees to it that batches are small enough
+            width = max(1, SCORES_HELD // len(user))
         with torch.autocast(user.device.type, enabled=False):  # which items come first is not left to bf16
             for first in range(0, len(catalogue), width):
                 block = catalogue[first : first + width].float()
@@ -262,6 +265,8 @@ class AdaRetrieval(Wrapper):
 
         def scores(first: int, last: int) -> Tensor:
             block = user @ catalogue[first:last].T  # [B, last - first]
+            if is_exporting():  # all rows; a place that is empty falls on padding's
+                return block.scatter(1, listed - first, by_place)
             row, at = ((listed >= max(first, 1)) & (listed < last)).nonzero(as_tuple=True)
             block[row, listed[row, at] - first] = by_place[row, at]
             return block

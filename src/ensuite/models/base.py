@@ -8,7 +8,7 @@ a path, the command line or a device. Item rows run from 1 to V; row 0 is paddin
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -159,7 +159,7 @@ class Retriever(Model):
     def encode(self, history: History) -> Tensor:
         """Return the user's vector after the last event: [B, D]."""
         output = self(history)  # [B, L, D]
-        return output[torch.arange(len(output), device=output.device), history.lengths - 1]
+        return output[torch.arange(output.shape[0], device=output.device), history.lengths - 1]
 
     @abstractmethod
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
@@ -222,4 +222,22 @@ class FromVectors(Protocol):
     def encode_vectors(self, vectors: Tensor, history: History) -> Tensor:
         """Return the users' vectors [B, D], with ``vectors`` [B, L, D] in place of
         ``input_vectors(history.items)``."""
+        ...
+
+
+@runtime_checkable
+class TakesItems(Protocol):
+    """A retriever whose catalogue grows without training (what new items in a running service need)."""
+
+    def with_items(self, like: Sequence[Sequence[int]]) -> Model:
+        """Return this model with items V + 1, V + 2, ... more, each with the mean vector of the rows that its
+        part of ``like`` names, in scoring and in histories alike.
+
+        This model stays as it is; the new one shares all other weights with it.
+
+        Raises
+        ------
+        EnsuiteError
+            When the model's settings leave no place for them.
+        """
         ...

@@ -21,7 +21,7 @@ a stable order (RecTools).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -33,6 +33,7 @@ from ensuite.config import config
 from ensuite.data.batches import Batch, History
 from ensuite.errors import EnsuiteError
 from ensuite.models import _hstu_steps
+from ensuite.models._growing import with_rows
 from ensuite.models._hstu_cache import HSTUCache
 from ensuite.models.base import Retriever
 from ensuite.nn.dropout import Dropout
@@ -185,9 +186,11 @@ class HSTU(Retriever):
         return self.dropout(x)
 
     def forward(self, history: History) -> Tensor:
+        return similar(self._run(history), self.config.similarity)
+
+    def _run(self, history: History, blocks: int | None = None, vectors: Tensor | None = None) -> Tensor:
         dense = history.items.is_cuda or torch.compiler.is_compiling()
-        x = self.forward_dense(history) if dense else self.forward_ragged(history)
-        return similar(x, self.config.similarity)
+        return (self.forward_dense if dense else self.forward_ragged)(history, blocks, vectors)
 
     def forward_ragged(
         self, history: History, blocks: int | None = None, vectors: Tensor | None = None
@@ -222,8 +225,7 @@ class HSTU(Retriever):
 
     def encode_vectors(self, vectors: Tensor | None, history: History) -> Tensor:
         """Return the output after the last event, [B, D], with ``vectors`` [B, L, D] for the items' own."""
-        run = self.forward_dense if history.items.is_cuda else self.forward_ragged
-        x, lengths = run(history, self.config.blocks - 1, vectors), history.lengths  # [B, L, D]
+        x, lengths = self._run(history, self.config.blocks - 1, vectors), history.lengths  # [B, L, D]
         times, queries = self.query_times(history)
         last = (lengths - 1)[:, None]  # [B, 1]
         newest = x.gather(1, last[..., None].expand(-1, -1, x.shape[-1]))  # [B, 1, D]
@@ -244,6 +246,10 @@ class HSTU(Retriever):
 
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
         return similar(self.items.weight if items is None else self.items(items), self.config.similarity)
+
+    def with_items(self, like: Sequence[Sequence[int]]) -> HSTU:
+        """Return this model with more items (protocol `TakesItems`)."""
+        return with_rows(self, like)
 
     def start_cache(self, history: History) -> HSTUCache:
         """Read histories once; the cache then takes one event at a time."""

@@ -30,7 +30,7 @@ HR@20 .1298, NDCG@20 .0663 (the paper's table).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -42,10 +42,12 @@ from ensuite.data.batches import Batch, History
 from ensuite.data.dataset import Events
 from ensuite.data.noise import insert_noise
 from ensuite.errors import EnsuiteError
+from ensuite.models._growing import with_rows
 from ensuite.models.base import BlockScorer, Retriever
 from ensuite.nn.attention import SelfAttention, last_positions
 from ensuite.nn.dropout import Dropout
 from ensuite.nn.embeddings import ItemTable, PositionTable, Similarity, similar
+from ensuite.nn.gru import GRULayer
 from ensuite.nn.k_means import KMeansConfig, k_means, nearest
 from ensuite.objectives import Objective
 from ensuite.objectives.contrastive import info_nce
@@ -171,6 +173,10 @@ class ICSRec(Retriever):
 
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
         return similar(self.items.weight if items is None else self.items(items), self.config.similarity)
+
+    def with_items(self, like: Sequence[Sequence[int]]) -> ICSRec:
+        """Return this model with more items (protocol `TakesItems`)."""
+        return with_rows(self, like)
 
     def scorer(self, history: History, catalogue: Tensor) -> BlockScorer:
         read = insert_noise(history, self.config.noise, self.n_items).last(self.max_length)
@@ -331,7 +337,7 @@ class GRU(nn.Module):
         super().__init__()
         state = config.inner or 2 * config.dim
         self.dropout = Dropout(config.dropout)
-        self.gru = nn.GRU(config.dim, state, batch_first=True)
+        self.gru = GRULayer(config.dim, state)
         self.output = nn.Linear(state, config.dim)
 
     def forward(self, vectors: Tensor, history: History) -> Tensor:

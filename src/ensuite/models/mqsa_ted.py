@@ -25,6 +25,8 @@ Published, full ranking: Beauty HR@5 .0752, NDCG@5 .0534; Sports NDCG@5 .0320.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,6 +36,7 @@ from ensuite.data.batches import Batch, History
 from ensuite.data.dataset import Events
 from ensuite.data.transitions import count_transitions
 from ensuite.errors import EnsuiteError
+from ensuite.models._growing import with_rows
 from ensuite.models.base import Retriever
 from ensuite.models.sasrec import FeedForward
 from ensuite.nn.attention import SelfAttention, last_positions
@@ -173,6 +176,10 @@ class MQSATED(Retriever):
 
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
         return similar(self.items.weight if items is None else self.items(items), self.config.similarity)
+
+    def with_items(self, like: Sequence[Sequence[int]]) -> MQSATED:
+        """Return this model with more items (protocol `TakesItems`)."""
+        return with_rows(self, like)
 
     # -- training --
 

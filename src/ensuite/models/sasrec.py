@@ -24,7 +24,7 @@ results/.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -33,6 +33,8 @@ from torch import Tensor, nn
 
 from ensuite.config import config
 from ensuite.data.batches import History
+from ensuite.errors import EnsuiteError
+from ensuite.models._growing import with_rows
 from ensuite.models.base import Retriever
 from ensuite.nn.attention import SelfAttention, last_positions
 from ensuite.nn.dropout import Dropout
@@ -182,6 +184,15 @@ class SASRec(Retriever):
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
         table = self.items if self.output_items is None else self.output_items
         return similar(table.weight if items is None else table(items), self.config.similarity)
+
+    def with_items(self, like: Sequence[Sequence[int]]) -> SASRec:
+        """Return this model with more items (protocol `TakesItems`)."""
+        if self.output_items is not None:
+            raise EnsuiteError(
+                "a sasrec with tied = false has two tables, and likeness in one says nothing of the other; "
+                "train with model.tied: true, or again with the new items"
+            )
+        return with_rows(self, like)
 
 
 class Block(nn.Module):

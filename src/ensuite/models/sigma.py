@@ -29,6 +29,7 @@ results/.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -38,9 +39,12 @@ from torch import Tensor, nn
 from ensuite.config import config
 from ensuite.data.batches import History
 from ensuite.errors import EnsuiteError
+from ensuite.exporting import is_exporting
+from ensuite.models._growing import with_rows
 from ensuite.models.base import Retriever
 from ensuite.nn.dropout import Dropout
 from ensuite.nn.embeddings import ItemTable, Similarity, similar
+from ensuite.nn.gru import GRULayer
 from ensuite.nn.mamba import Mamba, MambaState
 from ensuite.objectives import Objective
 
@@ -201,6 +205,10 @@ class SIGMA(Retriever):
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
         return similar(self.items.weight if items is None else self.items(items), self.config.similarity)
 
+    def with_items(self, like: Sequence[Sequence[int]]) -> SIGMA:
+        """Return this model with more items (protocol `TakesItems`)."""
+        return with_rows(self, like)
+
     def _layers(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))
 
@@ -219,8 +227,10 @@ class SIGMA(Retriever):
         if c.flip == "none":
             return Streams(lengths, mask, None, None)
         if c.fixed_slots:
-            rows = torch.arange(len(lengths), device=lengths.device)
+            rows = torch.arange(lengths.shape[0], device=lengths.device)
             return Streams(lengths, mask, rows, flipped(torch.full_like(lengths, c.flipped_slots), width))
+        if is_exporting():  # how many rows need a second stream is not known there: all
+            return Streams(lengths, mask, torch.arange(lengths.shape[0]), flipped(lengths - c.kept, width))
         rows = (lengths > c.kept + 1).nonzero()[:, 0]  # what is shorter is the same in both streams
         return Streams(lengths, mask, rows, flipped(lengths[rows] - c.kept, width))
 
@@ -242,7 +252,7 @@ class Streams(NamedTuple):
 
     def both(self, x: Tensor) -> Tensor:
         """Put the flipped streams under ``x`` [B, ...]: [B + F, ...]."""
-        if self.rows is None or self.order is None or not len(self.rows):
+        if self.rows is None or self.order is None or not self.rows.shape[0]:
             return x
         index = self.order[..., None].expand(-1, -1, x.shape[-1])
         return torch.cat([x, x[self.rows].gather(1, index)])
@@ -253,14 +263,15 @@ class Streams(NamedTuple):
 
     def part(self, both: Tensor) -> tuple[Tensor, Tensor]:
         """Part [B + F, ...] into the first streams and the second ones, [B, ...] each."""
-        first = both[: len(self.lengths)]
-        if self.rows is None or not len(self.rows):
+        n = self.lengths.shape[0]
+        first = both[:n]
+        if self.rows is None or not self.rows.shape[0]:
             return first, first
-        return first, first.index_copy(0, self.rows, both[len(self.lengths) :])
+        return first, first.index_copy(0, self.rows, both[n:])
 
     def at_last(self, x: Tensor) -> Tensor:
         """Return the last event's position: [B, L, D] gives [B, D]."""
-        return x[torch.arange(len(x), device=x.device), self.lengths - 1]
+        return x[torch.arange(x.shape[0], device=x.device), self.lengths - 1]
 
 
 class BlockState(NamedTuple):
@@ -418,7 +429,7 @@ class ShortTerm(nn.Module):
             bound = (3 * dim) ** -0.5  # as PyTorch begins a convolution
             self.conv = nn.Parameter(torch.empty(3, dim, dim).uniform_(-bound, bound))  # [position, in, out]
             self.conv_bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
-        self.gru = nn.GRU(dim, dim, bias=False, batch_first=True)
+        self.gru = GRULayer(dim, dim, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Read ``x`` [B, L, D], zero where ``mask`` is False: the GRU's state at each position, [B, L, D]."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ensuite.exporting import is_exporting
 from ensuite.nn.dropout import dropout
 
 QUERY_BLOCK = 64  # queries that attend at a time on a CPU; measured: 48 to 128 differ by a few per cent
@@ -52,7 +53,8 @@ class SelfAttention(nn.Module):
         if mask is not None:
             mask = mask[:, None, None] if mask.dim() == 2 else mask[:, None]  # [B, 1, 1 or Q, L]
         rate, causal = self.dropout if self.training else 0.0, self.causal and mask is None
-        if q.device.type == "cpu" and (rate or (causal and q.shape[2] <= SHORT)):
+        blockwise = q.device.type == "cpu" and not is_exporting()  # no loop over a free length
+        if blockwise and (rate or (causal and q.shape[2] <= SHORT)):
             attended = _attend_causally(q, k, v, rate) if causal else _attend_masked(q, k, v, mask, rate)
         else:
             attended = F.scaled_dot_product_attention(
@@ -117,4 +119,4 @@ def _attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: f
 
 def last_positions(x: Tensor, lengths: Tensor) -> Tensor:
     """Return each row's last real position: [B, L, D] and [B] give [B, 1, D]."""
-    return x[torch.arange(len(x), device=x.device), lengths - 1][:, None]
+    return x[torch.arange(x.shape[0], device=x.device), lengths - 1][:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -36,6 +37,23 @@ class ItemTable(nn.Module):
     def forward(self, items: Tensor) -> Tensor:
         """Look up ``items`` [...]: [..., D]."""
         return F.embedding(items, self.weight, padding_idx=0)
+
+    def grown(self, like: Sequence[Sequence[int]], similarity: Similarity) -> ItemTable:
+        """Return this table with a row more for each of ``like``: the mean of the rows that it names.
+
+        For the cosine the mean is that of directions, since lengths do not count in a score; the new row gets
+        the mean length, which an encoder that reads the row does see.
+        """
+        rows = torch.stack([self._mean(self.weight.detach()[list(named)], similarity) for named in like])
+        table = ItemTable.__new__(ItemTable)
+        nn.Module.__init__(table)  # no random vectors are drawn only to be overwritten
+        table.weight = nn.Parameter(torch.cat([self.weight.detach(), rows]), requires_grad=False)
+        return table
+
+    @staticmethod
+    def _mean(vectors: Tensor, similarity: Similarity) -> Tensor:
+        mean = similar(similar(vectors, similarity).mean(0), similarity)
+        return mean * vectors.norm(dim=-1).mean() if similarity == "cosine" else mean
 
 
 class PositionTable(nn.Module):

@@ -68,7 +68,7 @@ class Mamba(nn.Module):
     def last(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return the output at position ``lengths`` - 1 of ``x`` [B, L, D], and nothing else: [B, D]."""
         weight, gate_weight = self.input.weight.chunk(2)
-        row, at = torch.arange(len(x), device=x.device), lengths - 1
+        row, at = torch.arange(x.shape[0], device=x.device), lengths - 1
         u = self._convolve(F.linear(x, weight))  # [B, L, E]
         dt, b = self._steps(u, self.select.weight[: -self.d_state], (self.d_state,))
         newest = u[row, at]  # [B, E]

@@ -29,12 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ensuite.exporting import is_exporting
+
 CHUNK = 16  # positions, at least
 CPU_ELEMENTS, GPU_ELEMENTS = 1 << 19, 1 << 25  # of a working tensor: 2 MB (measured), 128 MB
 FEW = 1 << 18  # states of a position below which a GPU waits for its launches
 
 
-@torch.compiler.disable
 def selective_scan(
     u: Tensor,
     dt: Tensor,
@@ -61,6 +62,14 @@ def selective_scan(
     state
         State before the first position, [B, E, N]; zero when None.
     """
+    scan = _exported_scan if is_exporting() else _selective_scan
+    return scan(u, dt, a, b, c, state, want_state)
+
+
+@torch.compiler.disable
+def _selective_scan(
+    u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None, want_state: bool
+) -> tuple[Tensor, Tensor | None]:
     dtype = u.dtype
     with torch.autocast(u.device.type, enabled=False):
         u, dt, a, b, c = (_at_least_float32(x) for x in (u, dt, a, b, c))
@@ -72,12 +81,21 @@ def selective_scan(
     return y.to(dtype), last if want_state else None
 
 
-@torch.compiler.disable
 def scan_last(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """Return y at the last position with dt > 0, [B, E], from a state of zero.
 
     As `selective_scan`, but for ``c``, [B, N]: that of the last position. Padding has dt = 0.
     """
+    if is_exporting():
+        after = dt.flip(1).cumsum(1).flip(1) - dt  # S: [B, L, E]
+        g = b * c[:, None]  # [B, L, N]
+        read = sum(g[..., n, None] * torch.exp(after * a[:, n]) for n in range(a.shape[1]))
+        return (dt * u * read).sum(1)
+    return _scan_last(u, dt, a, b, c)
+
+
+@torch.compiler.disable
+def _scan_last(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     dtype = u.dtype
     with torch.autocast(u.device.type, enabled=False):
         u, dt, a, b, c = (_at_least_float32(x) for x in (u, dt, a, b, c))
@@ -85,6 +103,22 @@ def scan_last(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
             return selective_scan(u, dt, a, b, c[:, None].expand_as(b), want_state=False)[0][:, -1].to(dtype)
         read = _Decayed.apply(dt, a, b * c[:, None])  # [B, L, E]
         return (dt * u * read).sum(1).to(dtype)
+
+
+def _exported_scan(
+    u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None, want_state: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Do what `sequential_scan` does, as the loop operator of an exported graph."""
+    from torch._higher_order_ops.scan import scan
+
+    def step(h: Tensor, at: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        u, dt, b, c = at
+        h = torch.exp(dt[..., None] * a) * h + (dt * u)[..., None] * b[:, None]
+        return h, (h @ c[..., None])[..., 0]
+
+    start = u.new_zeros(u.shape[0], *a.shape) if state is None else state
+    last, y = scan(step, start, tuple(x.transpose(0, 1) for x in (u, dt, b, c)))
+    return y.transpose(0, 1), last if want_state else None
 
 
 def sequential_scan(

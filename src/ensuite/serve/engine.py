@@ -7,7 +7,7 @@ exported graph.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,10 @@ from ensuite.serve.top_k import merge_top_k
 
 SCORES_HELD = 1 << 24
 """How many scores are held at a time: 64 MiB as float32."""
+
+
+EngineName = Literal["auto", "torch", "index", "onnx"]
+"""The engines that a run can be loaded with, see `Recommender.of`."""
 
 
 class Engine(Protocol):
@@ -64,26 +68,34 @@ class ModelEngine:
             if self._catalogue is None:
                 self._catalogue = self.model.catalogue()
             score = self.model.scorer(history.to(model_device(self.model)), self._catalogue)
-            scores, rows = merge_top_k(self._blocks(score, allowed, excluded), k)
+            scores, rows = merge_top_k(score_blocks(score, self.model.n_items, allowed, excluded), k)
         if bool(torch.isneginf(scores).any()):
             raise EnsuiteError(f"the model gives fewer than k = {k} items a finite score; ask for fewer")
         return scores, rows
 
-    def _blocks(
-        self, score: BlockScorer, allowed: Tensor | None, excluded: Sequence[np.ndarray]
-    ) -> Iterator[tuple[int, Tensor]]:
-        row = np.repeat(np.arange(len(excluded)), [len(rows) for rows in excluded])
-        item = np.concatenate(excluded).astype(np.int64)
-        for first, last in item_blocks(self.model.n_items, max(1, SCORES_HELD // len(excluded))):
-            if allowed is not None and not bool(allowed[first:last].any()):
-                continue
-            scores = score(first, last).float().cpu()  # [B, last - first]
-            if bool(torch.isnan(scores).any()):
-                raise EnsuiteError(
-                    "the model's scores are not numbers (NaN): its weights are damaged; train it again"
-                )
-            if allowed is not None:
-                scores = scores.masked_fill(~allowed[first:last], -torch.inf)
-            inside = (item >= first) & (item < last)
-            scores[torch.from_numpy(row[inside]), torch.from_numpy(item[inside] - first)] = -torch.inf
-            yield first, scores
+
+def score_blocks(
+    score: BlockScorer, n_items: int, allowed: Tensor | None, excluded: Sequence[np.ndarray]
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (first row, scores [B, W]) of blocks of items, -inf where nothing may be recommended.
+
+    Parameters are those of `Engine.top_k`; blocks without an allowed item are left out.
+    """
+    row = np.repeat(np.arange(len(excluded)), [len(rows) for rows in excluded])
+    item = np.concatenate(excluded).astype(np.int64)
+    for first, last in item_blocks(n_items, max(1, SCORES_HELD // len(excluded))):
+        if allowed is not None and not bool(allowed[first:last].any()):
+            continue
+        scores = score(first, last).float().cpu()  # [B, last - first]
+        if bool(scores.amax().isnan()):  # the largest is NaN when any is
+            raise not_numbers()
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed[first:last], -torch.inf)
+        inside = (item >= first) & (item < last)
+        scores[torch.from_numpy(row[inside]), torch.from_numpy(item[inside] - first)] = -torch.inf
+        yield first, scores
+
+
+def not_numbers() -> EnsuiteError:
+    """Return the error of scores that are NaN."""
+    return EnsuiteError("the model's scores are not numbers (NaN): its weights are damaged; train it again")

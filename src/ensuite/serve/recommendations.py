@@ -24,6 +24,8 @@ class Ranked:
     titles: list[str] | None
     unknown: list[ItemId]
     """Items of the history that the model does not know; it was read without them."""
+    unknown_candidates: list[ItemId] = field(default_factory=list)
+    """Candidates that the model does not know."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""

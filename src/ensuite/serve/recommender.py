@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,11 +14,22 @@ from torch import Tensor
 
 from ensuite.data.batches import History
 from ensuite.data.dataset import Dataset, index_ids
-from ensuite.errors import EnsuiteError
-from ensuite.models.base import Model, Retriever
-from ensuite.serve.engine import Engine, ModelEngine
+from ensuite.errors import EnsuiteError, did_you_mean
+from ensuite.models.base import Model, Retriever, TakesItems
+from ensuite.serve.engine import Engine, EngineName, ModelEngine
 from ensuite.serve.recommendations import Ranked, Recommendations
-from ensuite.serve.requests import ItemId, When, name_of, read_histories, split_times, to_seconds
+from ensuite.serve.requests import (
+    Ask,
+    BadRequest,
+    ItemId,
+    NothingKnown,
+    When,
+    name_of,
+    read_histories,
+    split_times,
+    to_seconds,
+)
+from ensuite.serve.search.index import has_index, load_engine
 from ensuite.serve.top_k import top_k
 from ensuite.training.run import Run, load_run
 
@@ -76,21 +88,44 @@ class Recommender:
         self.engine = engine or ModelEngine(self.model)
 
     @classmethod
-    def load(cls, run: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Recommender:
-        """Load a run folder; the dataset it was trained on is not needed."""
-        return cls.of(load_run(run), device=device)
+    def load(
+        cls,
+        run: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        engine: EngineName = "auto",
+    ) -> Recommender:
+        """Load a run folder; the dataset it was trained on is not needed. See `of`."""
+        return cls.of(load_run(run), device=device, engine=engine)
 
     @classmethod
-    def of(cls, run: Run, *, device: str | torch.device = "cpu") -> Recommender:
+    def of(
+        cls,
+        run: Run,
+        *,
+        device: str | torch.device = "cpu",
+        engine: EngineName = "auto",
+    ) -> Recommender:
         """Recommend from a run that is loaded already; titles are the item table's column `title`, or else
-        `name`."""
+        `name`.
+
+        ``engine`` says how the best items are found: "torch" by the model's scores, "index" by the index
+        beside the run (`ensuite index`), "onnx" by the graph that `ensuite export RUN --onnx` wrote; "auto"
+        by the index if there is one, else by the model. Scores of a quantised index (pq, pq-pruned) are those
+        of the quantised items, near the model's and not equal to them.
+        """
         titles = next(
             (run.items[name].to_list() for name in ("title", "name") if name in run.items.columns), None
         )
         unit = run.card["data"].get("time_unit") or "s"
         exclude = run.card.get("protocol", {}).get("exclude", "seen")
         return cls(
-            run.model.to(device), run.items["item_id"].to_list(), titles, time_unit=unit, exclude=exclude
+            run.model.to(device),
+            run.items["item_id"].to_list(),
+            titles,
+            time_unit=unit,
+            exclude=exclude,
+            engine=_open_engine(engine, run),
         )
 
     def recommend(
@@ -130,21 +165,57 @@ class Recommender:
             lies before the last event, or when fewer than k items can be had (saying how many).
         """
         histories, many = read_histories(history)
-        read = [self._read(events, name_of(number, many)) for number, events in enumerate(histories, 1)]
-        asked = None if at is None else to_seconds(at, self.time_unit)
-        allowed, unknown_candidates = self._allowed(candidates)
-        exclude = self.exclude if exclude is None else exclude
-        excluded = [self._excluded(exclude, rows) for rows, *_ in read]
-        self._check_k(k, allowed, excluded, many)
-        ranked: list[Ranked] = [None] * len(read)  # type: ignore[list-item]
-        order = sorted(range(len(read)), key=lambda number: len(read[number][0]))
-        for at_number in range(0, len(order), BATCH):
-            which = order[at_number : at_number + BATCH]
-            batch = self._build([read[number][:3] for number in which], asked, many)
-            scores, rows = self.engine.top_k(batch, k, allowed, [excluded[number] for number in which])
-            for number, values, items in zip(which, scores.tolist(), rows.tolist()):
-                ranked[number] = self._name(items, values, read[number][3])
-        return Recommendations(ranked, many, unknown_candidates)
+        exclude = exclude if exclude is None or isinstance(exclude, str) else list(exclude)
+        if isinstance(candidates, str | bytes):
+            raise EnsuiteError(f"candidates is a list of item ids; got {candidates!r}")
+        among = None if candidates is None else list(candidates)
+        asks = [
+            Ask(events, k, exclude, among, at, name_of(number, many))  # type: ignore[arg-type]
+            for number, events in enumerate(histories, 1)
+        ]
+        ranked = []
+        for answer in self.recommend_each(asks):
+            if isinstance(answer, BadRequest):
+                raise answer
+            ranked.append(answer)
+        return Recommendations(ranked, many, ranked[0].unknown_candidates)
+
+    def recommend_each(self, asks: Sequence[Ask]) -> list[Ranked | BadRequest]:
+        """Answer requests that have nothing to do with each other, as many at a time as go together.
+
+        Those of one ``k`` and one list of candidates (the same object) are scored as one batch. A request
+        that cannot be met has its error as its answer, and the others have theirs.
+
+        Raises
+        ------
+        EnsuiteError
+            When the model fails: its scores are not numbers, or fewer than k of them are finite.
+        """
+        answers: list[Ranked | BadRequest] = [None] * len(asks)  # type: ignore[list-item]
+        read: dict[int, _Read] = {}
+        candidates: dict[int, tuple[Tensor | None, list[ItemId]]] = {}
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for number, ask in enumerate(asks):
+            try:
+                if id(ask.candidates) not in candidates:
+                    candidates[id(ask.candidates)] = self._allowed(ask.candidates)
+                one = read[number] = self._read(ask, *candidates[id(ask.candidates)])
+            except BadRequest as error:
+                answers[number] = error
+            else:
+                key = ask.k, id(ask.candidates), one.times is None, one.sessions is None
+                groups.setdefault(key, []).append(number)
+        for (k, *_), members in groups.items():
+            members.sort(key=lambda number: len(read[number].rows))
+            for at in range(0, len(members), BATCH):
+                which = members[at : at + BATCH]
+                batch = [read[number] for number in which]
+                excluded = [one.excluded for one in batch]
+                scores, rows = self.engine.top_k(self._build(batch), k, batch[0].allowed, excluded)
+                for number, values, items in zip(which, scores.tolist(), rows.tolist()):
+                    one = read[number]
+                    answers[number] = self._name(items, values, one.unknown, one.unknown_candidates)
+        return answers
 
     def similar(self, item: ItemId, k: int = 10) -> Recommendations:
         """Return the k items whose vectors have the largest cosine with that of ``item``."""
@@ -154,15 +225,65 @@ class Recommender:
             )
         row = self._rows.get(str(item))
         if row is None:
-            raise EnsuiteError(f"item {item!r} is unknown to the model; {self._example()}")
+            raise BadRequest(f"item {item!r} is unknown to the model; {self._example()}", "item_id")
         excluded = [np.array([row])]
-        self._check_k(k, None, excluded, many=False)
+        self._check_k(k, None, excluded[0], f"item {item!r}")
         with torch.inference_mode():
             vectors = torch.nn.functional.normalize(self.model.item_vectors().float(), dim=-1)  # [V + 1, D]
             cosines = (vectors @ vectors[row])[None]
             cosines[0, [0, row]] = -torch.inf
             scores, rows = top_k(cosines, k)
-        return Recommendations([self._name(rows[0].tolist(), scores[0].tolist(), [])])
+        return Recommendations([self._name(rows[0].tolist(), scores[0].tolist(), [], [])])
+
+    def with_items(
+        self, ids: Sequence[ItemId], like: Sequence[Sequence[ItemId]], titles: Sequence[str | None]
+    ) -> Recommender:
+        """Return a recommender that knows new items too, each at the mean of the items it is ``like``.
+
+        They are recommended and read in histories at once; this recommender stays as it is.
+
+        Raises
+        ------
+        EnsuiteError
+            When the model cannot take items without being trained again, or its engine has a fixed catalogue.
+        """
+        if not isinstance(self.model, TakesItems):
+            raise EnsuiteError(
+                f"{type(self.model).__name__} cannot take new items without training: train again with them"
+            )
+        if not isinstance(self.engine, ModelEngine):
+            raise EnsuiteError(
+                "this engine answers from a catalogue that was fixed when it was built; serve with the "
+                "model itself (--engine torch), or train again with the new items"
+            )
+        rows = [[self._rows[str(item)] for item in named] for named in like]
+        known = [""] * len(self.item_ids) if self.titles is None else self.titles
+        titled = self.titles is not None or any(titles)
+        return Recommender(
+            self.model.with_items(rows),
+            [*self.item_ids, *ids],
+            [*known, *titles] if titled else None,
+            time_unit=self.time_unit,
+            exclude=self.exclude,
+        )
+
+    def with_titles(self, titles: Mapping[ItemId, str]) -> Recommender:
+        """Return a recommender that shows other titles for some items that it knows."""
+        new = [""] * len(self.item_ids) if self.titles is None else list(self.titles)
+        for item, title in titles.items():
+            new[self._rows[str(item)] - 1] = title
+        return Recommender(
+            self.model,
+            self.item_ids,
+            new,
+            time_unit=self.time_unit,
+            exclude=self.exclude,
+            engine=self.engine,
+        )
+
+    def knows(self, item: ItemId) -> bool:
+        """Whether the item is in the catalogue; ids are compared as text."""
+        return str(item) in self._rows
 
     def title(self, item: ItemId) -> str | None:
         """Return an item's title; None when it is unknown, or there are no titles."""
@@ -171,26 +292,36 @@ class Recommender:
 
     # -- reading a request -------------------------------------------------------------------------
 
-    def _read(
-        self, events: list[Any], name: str
-    ) -> tuple[list[int], list[int] | None, list[Any] | None, list[ItemId]]:
-        """Return known item rows, their times in seconds, their sessions, and the unknown items."""
-        items, times, sessions = split_times(events, self.time_unit, name)
+    def _read(self, ask: Ask, allowed: Tensor | None, unknown_candidates: list[ItemId]) -> _Read:
+        items, times, sessions = split_times(list(ask.history), self.time_unit, ask.name)
         rows = [self._rows.get(str(item), 0) for item in items]
         unknown = [item for item, row in zip(items, rows) if not row]
         if len(unknown) == len(rows):
             shown = ", ".join(map(repr, unknown[:5]))
-            raise EnsuiteError(
-                f"{name}: none of its {len(rows)} items is known to the model ({shown}); {self._example()}"
+            raise NothingKnown(
+                f"{ask.name}: none of its {len(rows)} items is known to the model ({shown}); "
+                f"{self._example()}",
+                "history",
             )
         if times is None and self.model.needs_times():
-            raise EnsuiteError(
-                f"{name} has no times, which this {type(self.model).__name__} reads: give (item id, time) "
-                "tuples (on the command line --times, one for each item)"
+            raise BadRequest(
+                f"{ask.name} has no times, which this {type(self.model).__name__} reads: give (item id, "
+                "time) tuples (on the command line --times, one for each item)",
+                "history",
             )
-        kept = None if times is None else [time for time, row in zip(times, rows) if row]
-        shared = None if sessions is None else [key for key, row in zip(sessions, rows) if row]
-        return [row for row in rows if row], kept, shared, unknown
+        kept, shared, known = times, sessions, rows
+        if unknown:
+            kept = None if times is None else [time for time, row in zip(times, rows) if row]
+            shared = None if sessions is None else [key for key, row in zip(sessions, rows) if row]
+            known = [row for row in rows if row]
+        excluded = self._excluded(self.exclude if ask.exclude is None else ask.exclude, known)
+        self._check_k(ask.k, allowed, excluded, ask.name)
+        at = None if ask.at is None else to_seconds(ask.at, self.time_unit)
+        if at is not None and kept is not None and at < kept[-1]:
+            raise BadRequest(
+                f"at: the request lies {kept[-1] - at:,} seconds before the last event of {ask.name}", "at"
+            )
+        return _Read(known, kept, shared, unknown, at, excluded, allowed, unknown_candidates)
 
     def _example(self) -> str:
         return f"known ids look like {', '.join(repr(item) for item in self.item_ids[:3])}"
@@ -199,12 +330,11 @@ class Recommender:
         """Return True at the rows that may be recommended, [V + 1], and the candidates that are unknown."""
         if candidates is None:
             return None, []
-        if isinstance(candidates, str | bytes):
-            raise EnsuiteError(f"candidates is a list of item ids; got {candidates!r}")
         known, unknown = self._lookup(candidates)
         if not known:
-            raise EnsuiteError(
-                f"none of the {len(unknown)} candidates is known to the model; {self._example()}"
+            raise BadRequest(
+                f"none of the {len(unknown)} candidates is known to the model; {self._example()}",
+                "candidates",
             )
         allowed = torch.zeros(self.model.n_items + 1, dtype=torch.bool)
         allowed[known] = True
@@ -214,7 +344,7 @@ class Recommender:
         """Return the rows that must not be recommended: [X] int64, ascending."""
         if isinstance(exclude, str):
             if exclude not in ("seen", "none"):
-                raise EnsuiteError(f"exclude = '{exclude}': 'seen', 'none', or a list of item ids")
+                raise BadRequest(f"exclude = '{exclude}': 'seen', 'none', or a list of item ids", "exclude")
             return np.unique(seen if exclude == "seen" else np.zeros(0, np.int64))
         return np.unique(np.array(self._lookup(exclude)[0], np.int64))
 
@@ -222,59 +352,80 @@ class Recommender:
         pairs = [(item, self._rows.get(str(item), 0)) for item in ids]
         return [row for _, row in pairs if row], [item for item, row in pairs if not row]
 
-    def _check_k(self, k: int, allowed: Tensor | None, excluded: list[np.ndarray], many: bool) -> None:
+    def _check_k(self, k: int, allowed: Tensor | None, excluded: np.ndarray, name: str) -> None:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise EnsuiteError(f"k = {k!r}: how many items to recommend, at least 1")
+            raise BadRequest(f"k = {k!r}: how many items to recommend, at least 1", "k")
         total = self.model.n_items if allowed is None else int(allowed.sum())
-        for number, rows in enumerate(excluded, 1):
-            out = len(rows) if allowed is None else int(allowed[rows].sum())
-            if k > total - out:
-                what = "items in the catalogue" if allowed is None else "known candidates"
-                raise EnsuiteError(
-                    f"k = {k}: only {total - out} can be had for {name_of(number, many)}: "
-                    f"{total} {what}, {out} of them excluded; ask for at most {total - out}"
-                )
+        out = len(excluded) if allowed is None else int(allowed[excluded].sum())
+        if k > total - out:
+            what = "items in the catalogue" if allowed is None else "known candidates"
+            raise BadRequest(
+                f"k = {k}: only {total - out} can be had for {name}: "
+                f"{total} {what}, {out} of them excluded; ask for at most {total - out}",
+                "k",
+            )
 
-    def _build(
-        self,
-        read: list[tuple[list[int], list[int] | None, list[Any] | None]],
-        asked: int | None,
-        many: bool,
-    ) -> History:
-        """Pad the last events of the histories on the right."""
+    def _build(self, batch: list[_Read]) -> History:
+        """Pad the last events of the histories on the right; all of them have times (sessions), or none."""
         length = self.model.max_length
-        cut = [(rows[-length:], None if times is None else times[-length:]) for rows, times, _ in read]
-        width = max(len(rows) for rows, _ in cut)
-        items = torch.tensor([rows + [0] * (width - len(rows)) for rows, _ in cut])
-        keys = [None if sessions is None else sessions[-length:] for _, _, sessions in read]
-        if any(one is None for one in keys) and any(one is not None for one in keys):
-            raise EnsuiteError("some histories have sessions and some have none; give all of them, or none")
-        sessions = None
-        if keys[0] is not None:
-            sessions = torch.zeros_like(items)
-            for row, one in enumerate(key for key in keys if key is not None):
-                changes = [int(a != b) for a, b in pairwise(one)]
-                sessions[row, : len(one)] = torch.tensor([0, *accumulate(changes)])
-        timed = [times for _, times in cut if times is not None]
-        if len(timed) < len(cut):
-            if timed and self.model.needs_times():
-                raise EnsuiteError("some histories have times and some have none; give all of them times")
+        items = _pad([one.rows[-length:] for one in batch])
+        if batch[0].times is None:
             return History(items)
-        times = torch.tensor([times + [0] * (width - len(times)) for times in timed])
+        times = _pad([(one.times or [])[-length:] for one in batch])
         requests = torch.zeros_like(times)
         requests[:, :-1] = times[:, 1:]
-        for row, one in enumerate(timed):
-            if asked is not None and asked < one[-1]:
-                which = name_of(row + 1, False) if not many else "a history"
-                raise EnsuiteError(
-                    f"at: the request lies {one[-1] - asked:,} seconds before the last event of {which}"
-                )
-            requests[row, len(one) - 1] = one[-1] if asked is None else asked
-        return History(items, times, requests, sessions)
+        last = torch.arange(len(batch)), (items != 0).sum(1) - 1
+        asked = [one.at if one.at is not None else (one.times or [])[-1] for one in batch]
+        requests[last] = torch.tensor(asked)
+        if batch[0].sessions is None:
+            return History(items, times, requests)
+        cut = [(one.sessions or [])[-length:] for one in batch]
+        changes = [[0, *(int(a != b) for a, b in pairwise(keys))] for keys in cut]
+        return History(items, times, requests, _pad([list(accumulate(one)) for one in changes]))
 
-    def _name(self, rows: list[int], scores: list[float], unknown: list[ItemId]) -> Ranked:
+    def _name(
+        self,
+        rows: list[int],
+        scores: list[float],
+        unknown: list[ItemId],
+        unknown_candidates: list[ItemId],
+    ) -> Ranked:
         titles = None if self.titles is None else [self.titles[row - 1] for row in rows]
-        return Ranked([self.item_ids[row - 1] for row in rows], scores, titles, unknown)
+        ids = [self.item_ids[row - 1] for row in rows]
+        return Ranked(ids, scores, titles, unknown, unknown_candidates)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A request in the model's terms."""
+
+    rows: list[int]
+    """Known items of the history, oldest first."""
+    times: list[int] | None  # in seconds
+    sessions: list[Any] | None
+    unknown: list[ItemId]
+    at: int | None  # in seconds
+    excluded: np.ndarray  # [X] int64, ascending
+    allowed: Tensor | None  # [V + 1]
+    unknown_candidates: list[ItemId]
+
+
+def _pad(lists: list[list[int]]) -> Tensor:
+    width = max(map(len, lists))
+    return torch.tensor([one + [0] * (width - len(one)) for one in lists])
+
+
+def _open_engine(name: EngineName, run: Run) -> Engine | None:
+    """Return an engine other than the model itself, which is None."""
+    if name not in get_args(EngineName):
+        raise EnsuiteError(f"engine = '{name}': {did_you_mean(name, get_args(EngineName))}")
+    if name == "onnx":
+        from ensuite.serve.export.engine import OnnxEngine
+
+        return OnnxEngine.of(run)
+    if name == "index" or (name == "auto" and has_index(run.path)):
+        return load_engine(run)
+    return None
 
 
 def user_history(dataset: Dataset, user_id: Any, *, before: When | None = None) -> list[Any]:

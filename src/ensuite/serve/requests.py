@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from operator import itemgetter
+from typing import Any, Literal
 
 from ensuite.data.dataset import SECONDS_PER_TICK
 from ensuite.errors import EnsuiteError
 
 ItemId = Any
 """The user's own key of an item: whatever stands in the log, a number or a text."""
+PLAIN = {int, str, tuple}
+"""Types of most events: a history of nothing else is not looked at event by event."""
 When = dt.datetime | dt.date | str | float
 """A moment: datetime (without a zone: UTC), ISO text, or a number in the dataset's unit since 1970."""
+
+
+class BadRequest(EnsuiteError):
+    """A request that cannot be met as it stands; ``field`` names the part of it that is wrong."""
+
+    def __init__(self, message: str, field: str):
+        super().__init__(message)
+        self.field = field
+
+
+class NothingKnown(BadRequest):
+    """A history of which the model knows no item."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked for one history; the fields are those of `Recommender.recommend`."""
+
+    history: Sequence[Any]
+    k: int = 10
+    exclude: Literal["seen", "none"] | Sequence[ItemId] | None = None
+    candidates: Sequence[ItemId] | None = None
+    at: When | None = None
+    name: str = "the history"
+    """What messages call the history."""
 
 
 def read_histories(history: Iterable[Any]) -> tuple[list[list[Any]], bool]:
@@ -29,9 +58,12 @@ def read_histories(history: Iterable[Any]) -> tuple[list[list[Any]], bool]:
     """
     if isinstance(history, str | bytes) or not isinstance(history, Iterable):
         raise EnsuiteError(f"a history is a list of item ids, oldest first; got {history!r}")
-    events = [list(event) if _is_list(event) else event for event in history]
-    many = any(isinstance(event, list) for event in events)
-    if many and not all(isinstance(event, list) for event in events):
+    events = list(history)
+    if not PLAIN.issuperset(map(type, events)):
+        events = [list(event) if _is_list(event) else event for event in events]
+    kinds = set(map(type, events))
+    many = list in kinds
+    if many and len(kinds) > 1:
         raise EnsuiteError(
             "a history holds item ids or (item id, time) tuples, many histories are a list of lists; "
             "these are mixed"
@@ -56,12 +88,13 @@ def split_times(
 ) -> tuple[list[ItemId], list[int] | None, list[Any] | None]:
     """Separate item ids, times (whole seconds) and sessions, and put the events in order of time, equal times
     as they stood."""
-    pairs = [event for event in events if isinstance(event, tuple)]
-    if not pairs:
+    if not any(issubclass(kind, tuple) for kind in set(map(type, events))):
         return events, None, None
+    pairs = [event for event in events if isinstance(event, tuple)]
     if len(pairs) < len(events):
-        raise EnsuiteError(
-            f"{name}: {len(pairs)} of {len(events)} events have a time; give all of them one, or none"
+        raise BadRequest(
+            f"{name}: {len(pairs)} of {len(events)} events have a time; give all of them one, or none",
+            "history",
         )
     for pair in pairs:
         if len(pair) not in (2, 3) or len(pair) != len(pairs[0]):
@@ -69,7 +102,7 @@ def split_times(
                 f"{name}: {pair!r}: an event is an item id, or a tuple (item id, time), or (item id, time, "
                 "session), all of one kind"
             )
-    timed = sorted(((to_seconds(pair[1], unit), pair) for pair in pairs), key=lambda event: event[0])
+    timed = sorted([(to_seconds(pair[1], unit), pair) for pair in pairs], key=itemgetter(0))
     sessions = [pair[2] for _, pair in timed] if len(pairs[0]) == 3 else None
     return [pair[0] for _, pair in timed], [seconds for seconds, _ in timed], sessions
 
@@ -80,6 +113,8 @@ def to_seconds(when: When, unit: str) -> int:
     >>> to_seconds("1970-01-02", "s"), to_seconds(86_400_000, "ms"), to_seconds("86400", "s")
     (86400, 86400, 86400)
     """
+    if type(when) is int:  # nearly always
+        return when // round(1 / SECONDS_PER_TICK[unit])
     if isinstance(when, str):
         try:
             when = float(when) if _is_number(when) else dt.datetime.fromisoformat(when.strip())

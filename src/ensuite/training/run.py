@@ -8,6 +8,7 @@ RUN/
   metrics.jsonl        one line per epoch ("train") and per validation ("valid")
   items.parquet        the item table of the dataset
   last.safetensors     the newest checkpoint: weights, optimiser state, counters
+  search.safetensors   how its items are searched, where `ensuite index` has built it
 """
 
 from __future__ import annotations
@@ -54,7 +55,11 @@ class Run:
     @cached_property
     def items(self) -> pl.DataFrame:
         """The item table; row i is item_idx i + 1."""
-        return pl.read_parquet(self.path / "items.parquet")
+        path = self.path / "items.parquet"
+        try:
+            return pl.read_parquet(path)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise EnsuiteError(f"{path}: damaged, or not there: {error}") from None
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:

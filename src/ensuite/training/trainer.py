@@ -28,6 +28,7 @@ from ensuite.evaluate.repeats import PARTED, mark_repeats
 from ensuite.models.base import Model
 from ensuite.training.checkpoint import State, cut_log, load_checkpoint, save_checkpoint
 from ensuite.training.config import RunConfig
+from ensuite.training.heartbeat import Heartbeat
 from ensuite.training.optimizer import build_optimizer, learning_rate
 from ensuite.training.progress import Display
 from ensuite.training.run import read_card, write_tensors, write_text
@@ -73,6 +74,7 @@ class Trainer:
         self.model, self.config, self.dataset, self.out = model, config, dataset, out
         self.accelerator, self.display, self.on_validation = accelerator, display, on_validation
         self.part = (accelerator.process_index, accelerator.num_processes)
+        self.heartbeat = Heartbeat(out, accelerator.is_main_process)
         self.state = State()
         self.cases = validation_cases(dataset, config)
         if not model.samples:
@@ -95,7 +97,7 @@ class Trainer:
 
     def fit(self) -> None:
         began = time.perf_counter()
-        with self.display.busy("counting"):
+        with self.heartbeat, self.display.busy("counting"):
             self.model.fit(self.dataset.events("train"))
         self.state.seconds = time.perf_counter() - began
         self.model.eval()
@@ -119,7 +121,7 @@ class Trainer:
             self.model.compile(dynamic=True)
         self.module, self.optimizer = accelerator.prepare(_Step(self.model), self.optimizer)
         stop = self._out_of_patience()
-        with StopFlag() as self.flag:
+        with StopFlag() as self.flag, self.heartbeat:
             try:
                 while stop is None and self.state.epoch < training.epochs:
                     stop = self._epoch()
@@ -135,7 +137,8 @@ class Trainer:
         saved = time.perf_counter()
         if state.step == 0:
             self._start_epoch()
-        self.display.start_epoch(state.epoch, training.epochs, self.steps, state.step)
+        for watched in (self.display, self.heartbeat):
+            watched.start_epoch(state.epoch, training.epochs, self.steps, state.step)
         over = False
         while state.step < self.steps and not over:
             loss = self._step()
@@ -144,6 +147,7 @@ class Trainer:
             state.total_steps += 1
             state.seconds = time.perf_counter() - session
             self.display.advance(loss)
+            self.heartbeat.advance(self.display.loss)
             over = bool(training.max_minutes) and state.seconds > 60 * training.max_minutes
             if self.flag.is_set(self.accelerator):
                 self._save_checkpoint()

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from ensuite.evaluate.compare import Comparison, Row
+from ensuite.evaluate.entries import Entry
 from ensuite.evaluate.report import tables
 from ensuite.evaluate.report.style import STYLE
 from ensuite.evaluate.report.svg import (
@@ -24,13 +25,6 @@ PRETTY = {"ndcg": "NDCG", "hr": "HR", "mrr": "MRR", "map": "MAP", "arp": "ARP"}
 
 def render_page(comparison: Comparison) -> str:
     """Return the whole page."""
-    charts = [
-        _quality(comparison),
-        _learning(comparison),
-        *_cutoffs(comparison),
-        *_slices(comparison),
-        *_speed(comparison),
-    ]
     return "\n".join(
         [
             "<!doctype html>",
@@ -39,16 +33,33 @@ def render_page(comparison: Comparison) -> str:
             f"<title>{escape(tables.title(comparison))}</title>",
             f"<style>\n{STYLE}</style></head><body><main>",
             f"<h1>{escape(tables.title(comparison))}</h1>",
+            render_body(comparison),
+            "<footer>Made by <code>ensuite compare</code>.</footer>",
+            "</main></body></html>",
+            "",
+        ]
+    )
+
+
+def render_body(comparison: Comparison) -> str:
+    """Return what stands under the page's heading, for a page that has the report's style sheet."""
+    entries = [row.entry for row in comparison.rows]
+    charts = [
+        _quality(comparison),
+        learning_panel(entries, comparison.metrics[0]),
+        *_cutoffs(comparison),
+        *_slices(comparison),
+        *_speed(comparison),
+    ]
+    return "\n".join(
+        [
             _lead(comparison),
             _leaderboard(comparison),
             '<div class="grid">',
             *[chart for chart in charts if chart],
             "</div>",
             _meaning(comparison),
-            _cards(comparison),
-            "<footer>Made by <code>ensuite compare</code>.</footer>",
-            "</main></body></html>",
-            "",
+            cards_panel(entries),
         ]
     )
 
@@ -130,24 +141,23 @@ def _quality(c: Comparison) -> str:
         for v in [r.metrics[metric]]
     ]
     chart = forest_chart(series, title=f"{pretty(metric)} with intervals", x_label=pretty(metric))
-    return _panel(f"{pretty(metric)}", "Mean over users and its 95 % bootstrap interval.", chart)
+    return panel(f"{pretty(metric)}", "Mean over users and its 95 % bootstrap interval.", chart)
 
 
-def _learning(c: Comparison) -> str:
+def learning_panel(entries: Sequence[Entry], wanted: str) -> str:
+    """Return the learning curves of runs by the metric ``wanted`` on validation (or NDCG@10, which is always
+    logged), or nothing when none was validated twice."""
     series = []
-    named = {"": c.metrics[0]}
-    for i, row in enumerate(c.rows):
-        points = [
-            line for line in row.entry.history if line.get("kind") == "valid" and len(row.entry.history) > 1
-        ]
-        metric = next((m for m in (named[""], "ndcg@10") if points and m in points[0]["metrics"]), None)
+    for i, entry in enumerate(entries):
+        points = [line for line in entry.history if line.get("kind") == "valid"]
+        metric = next((m for m in (wanted, "ndcg@10") if points and m in points[0]["metrics"]), None)
         if metric is None or len(points) < 2:
             continue
         x = [float(line["epoch"]) for line in points]
         y = [float(line["metrics"][metric]) for line in points]
         spent = [f", {tables.seconds(line['elapsed'])}" if "elapsed" in line else "" for line in points]
-        notes = [f"{row.name}, epoch {int(a)}{t}: {tables.score(b)}" for a, b, t in zip(x, y, spent)]
-        series.append((metric, Series(row.name, i, x, y, notes=notes)))
+        notes = [f"{entry.name}, epoch {int(a)}{t}: {tables.score(b)}" for a, b, t in zip(x, y, spent)]
+        series.append((metric, Series(entry.name, i, x, y, notes=notes)))
     if not series:
         return ""
     metric = series[0][0]
@@ -155,7 +165,7 @@ def _learning(c: Comparison) -> str:
     chart = line_chart(
         drawn, title="Learning curves", x_label="epoch", y_label=f"{pretty(metric)}, validation"
     )
-    return _panel(
+    return panel(
         "Learning curves", f"{pretty(metric)} on validation after each epoch.", chart, _legend(drawn)
     )
 
@@ -181,7 +191,7 @@ def _cutoffs(c: Comparison) -> list[str]:
             x_text=lambda k: f"{k:g}",
         )
         out.append(
-            _panel(f"{PRETTY[base]} against the cut-off", "How deep one has to look.", chart, _legend(series))
+            panel(f"{PRETTY[base]} against the cut-off", "How deep one has to look.", chart, _legend(series))
         )
     return out
 
@@ -232,7 +242,7 @@ def _slices(c: Comparison) -> list[str]:
             name.removeprefix("history ").removeprefix("transition ").replace(" items", "") for name in names
         ]
         chart = bar_chart(labels, series, title=heading, y_label=metric)
-        out.append(_panel(heading, f"{metric}. {hint}", chart, _legend(series)))
+        out.append(panel(heading, f"{metric}. {hint}", chart, _legend(series)))
     return out
 
 
@@ -262,7 +272,7 @@ def _speed(c: Comparison) -> list[str]:
             chart = scatter_chart(
                 series, title=heading, x_label=label, y_label=pretty(metric), x_text=_duration
             )
-            out.append(_panel(heading, "Up and to the left is better.", chart))
+            out.append(panel(heading, "Up and to the left is better.", chart))
     return out
 
 
@@ -291,8 +301,9 @@ def _plain(text: str) -> str:
     return out
 
 
-def _cards(c: Comparison) -> str:
-    rows = [(row.name, dict(_flat(row.entry.card))) for row in c.rows if row.entry.card]
+def cards_panel(entries: Sequence[Entry]) -> str:
+    """Return the cards of runs beside each other, folded; nothing when there are none."""
+    rows = [(entry.name, dict(_flat(entry.card))) for entry in entries if entry.card]
     if not rows:
         return ""
     keys = list(dict.fromkeys(key for _, card in rows for key in card))
@@ -316,7 +327,8 @@ def _flat(card: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
     return out
 
 
-def _panel(heading: str, hint: str, chart: str, legend: str = "") -> str:
+def panel(heading: str, hint: str, chart: str, legend: str = "") -> str:
+    """Return a card with a heading, a line under it and a chart; ``chart`` and ``legend`` are HTML."""
     return (
         f'<section class="card"><h2>{escape(heading)}</h2><p '
         f'class="hint">{escape(hint)}</p>{chart}{legend}</section>'

@@ -1,30 +1,24 @@
 """The look of the report: light and dark, one colour per run in every chart."""
 
-STYLE = """\
-:root {
-  color-scheme: light dark;
+LIGHT = """\
   --bg: #f6f7f9; --card: #ffffff; --fg: #1a1f2b; --muted: #667085; --grid: #e8ebf0; --axis: #b4bcc8; --rule:
   #e2e6ec;
   --tint: #f1f5ff; --good: #0a7f5a; --bad: #b3412c;
   --s0: #3b6fe0; --s1: #e07a2f; --s2: #129a7d; --s3: #b14cc4; --s4: #c9a40c; --s5: #d6446b; --s6: #2d9cc4;
   --s7: #7a6a5d;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
+"""
+"""The colours by day, as CSS variables."""
+
+DARK = """\
     --bg: #10131a; --card: #181c26; --fg: #e7eaf1; --muted: #98a2b5; --grid: #272d3a; --axis: #4a5364;
     --rule: #2a303d;
     --tint: #1d2538; --good: #4fcf9f; --bad: #f08b73;
     --s0: #7da2ff; --s1: #f5a35c; --s2: #3fcaa9; --s3: #d58ae6; --s4: #e3c544; --s5: #f57f9e; --s6: #68c6ea;
     --s7: #b3a294;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0; background: var(--bg); color: var(--fg);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "DejaVu Sans",
-  sans-serif;
-}
-main { max-width: 1240px; margin: 0 auto; padding: 40px 24px 64px; }
+"""
+"""The same variables by night."""
+
+PARTS = """\
 h1 { font-size: 28px; line-height: 1.2; letter-spacing: -.015em; margin: 0 0 6px; font-weight: 680; }
 h2 { font-size: 15px; margin: 0 0 2px; font-weight: 640; }
 p { margin: 0 0 8px; }
@@ -68,3 +62,22 @@ code { font: 12.5px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans 
 footer { color: var(--muted); font-size: 12.5px; margin-top: 26px; }
 @media print { body { background: #fff; } .card { break-inside: avoid; } }
 """
+"""How the report's own parts look: headings, cards, tables, charts."""
+
+STYLE = f"""\
+:root {{
+  color-scheme: light dark;
+{LIGHT}}}
+@media (prefers-color-scheme: dark) {{
+  :root {{
+{DARK}  }}
+}}
+* {{ box-sizing: border-box; }}
+body {{
+  margin: 0; background: var(--bg); color: var(--fg);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "DejaVu Sans",
+  sans-serif;
+}}
+main {{ max-width: 1240px; margin: 0 auto; padding: 40px 24px 64px; }}
+{PARTS}"""
+"""The style sheet of a report that is a page of its own."""
