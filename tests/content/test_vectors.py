@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from ensuite.content import vectors as module
-from ensuite.content.cache import VectorCache, cache_folder, key_of
+from ensuite.content.cache import VectorCache, key_of
 from ensuite.content.vectors import encode_items, encode_texts
 from ensuite.errors import EnsuiteError
 
@@ -118,11 +118,9 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "content").exists()
 
 
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_users_cache_is_used_when_none_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ENSUITE_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    assert cache_folder(Path("x")) == Path("x")
-    monkeypatch.delenv("ENSUITE_CACHE")
-    assert cache_folder() == Path.home() / ".cache" / "ensuite"
+    encode_texts(["ab"], Counting())
+    assert list((tmp_path / "content" / "abc").iterdir())
     assert len(key_of("a")) == 16
-    assert VectorCache(tmp_path, "h").read(["a"]) == {}
+    assert VectorCache(tmp_path, "unknown").read(["a"]) == {}

@@ -25,11 +25,6 @@ from ensuite.errors import EnsuiteError
 logger = logging.getLogger(__name__)
 
 
-def cache_folder(given: Path | None = None) -> Path:
-    """Return the folder given, or the user's: $ENSUITE_CACHE, or ~/.cache/ensuite."""
-    return given or Path(os.environ.get("ENSUITE_CACHE") or Path.home() / ".cache" / "ensuite")
-
-
 def key_of(text: str) -> bytes:
     """Return the 16 bytes under which a text's vector is kept."""
     return hashlib.sha256(text.encode()).digest()[:16]

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from ensuite.content.cache import VectorCache, cache_folder
+from ensuite.content.cache import VectorCache
 from ensuite.content.encoders import TextEncoder
 from ensuite.content.template import render_items
+from ensuite.data.integrity import cache_folder
 from ensuite.errors import EnsuiteError
 
 BATCH = 64  # texts that are encoded together
@@ -116,7 +117,7 @@ def encode_texts(
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, np.ndarray], int]:
     """Return the vector of each text, and how many had to be encoded now."""
-    store = VectorCache(cache_folder(cache), encoder.hash)
+    store = VectorCache(cache or cache_folder(), encoder.hash)
     known = store.read(texts)
     missing = sorted(set(texts) - known.keys(), key=lambda text: (len(text), text))  # like lengths together
     for start in range(0, len(missing), KEPT):
