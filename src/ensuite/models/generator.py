@@ -46,8 +46,8 @@ class GeneratorConfig:
     """Score every item (exact), or only those that the search reaches: the others then share one score, below
     all of them. auto: exact for catalogues of at most 1,000 items, unless `cold_share` is set."""
     cold_share: float = 1.0
-    """Largest share of a list that items without a training event may take, as long as there are others
-    (TIGER's epsilon)."""
+    """Largest share of a recommended list that items without a training event may take, as long as there are
+    others (TIGER's epsilon); evaluation ranks by score."""
 
     cold_match: bool = False
     """Score items without a training event by their content codes: their last one, the digit that tells
