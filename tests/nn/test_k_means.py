@@ -14,6 +14,7 @@ from ensuite.config import build_config
 from ensuite.errors import EnsuiteError
 from ensuite.nn import k_means as module
 from ensuite.nn.k_means import KMeansConfig, k_means, nearest
+from ensuite.nn.transport import Balance
 
 INITS = ["random", "k-means++"]
 
@@ -134,3 +135,39 @@ def test_faiss_finds_clusters_as_good() -> None:
     ours, theirs = (k_means(points, 20, settings(backend=b, restarts=5)) for b in ("torch", "faiss"))
     assert theirs.centroids.shape == (20, 8)
     assert theirs.inertia[-1] == pytest.approx(ours.inertia[-1], rel=0.03)
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_a_generator_of_its_own(init: str) -> None:
+    points, _ = blobs()
+
+    def found(seed: int) -> Tensor:
+        torch.manual_seed(torch.seed())
+        config = KMeansConfig(init=init, restarts=2, max_points=20)
+        return k_means(points, 6, config, generator=torch.Generator().manual_seed(seed)).centroids
+
+    assert torch.equal(found(3), found(3))
+    assert not torch.equal(found(3), found(4))
+
+
+@pytest.mark.parametrize("n", [240, 247])
+def test_balanced_clusters_differ_by_one_at_most(n: int) -> None:
+    points = torch.randn(n, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = k_means(points, 8, settings(iterations=15), balance=Balance())
+    sizes = torch.bincount(nearest(points, found.centroids, found.prices)[0], minlength=8)
+    assert set(sizes.tolist()) <= {n // 8, -(-n // 8)}
+    plain = torch.bincount(nearest(points, found.centroids)[0], minlength=8)
+    assert plain.max() - plain.min() > 1
+
+
+def test_prices_move_the_choice_and_not_the_distance() -> None:
+    points, centroids = torch.tensor([[1.0], [9.0]]), torch.tensor([[0.0], [10.0]])
+    which, distance = nearest(points, centroids, torch.tensor([90.0, 0.0]))
+    assert which.tolist() == [0, 0]
+    assert distance.tolist() == [1.0, 81.0]
+
+
+def test_faiss_has_no_balance() -> None:
+    pytest.importorskip("faiss")
+    with pytest.raises(ValueError, match="backend = torch"):
+        k_means(torch.randn(30, 2), 4, settings(backend="faiss"), balance=Balance())

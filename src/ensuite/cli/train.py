@@ -75,16 +75,16 @@ def parse(name: str, argv: list[str]) -> Any:
     from ensuite.training.config import TrainingConfig, read_recipe, resolve
     from ensuite.training.start import start_values
 
-    recipe, resuming = _early(argv, "--recipe"), _early(argv, "--out") if "--resume" in argv else None
+    recipe, resuming = early(argv, "--recipe"), early(argv, "--out") if "--resume" in argv else None
     if resuming and (Path(resuming) / "config.yaml").exists():
         recipe = str(Path(resuming) / "config.yaml")
     values, where = read_recipe(recipe)
     argv = [
         word.replace("--base", "--model.base", 1) if word.split("=")[0] == "--base" else word for word in argv
     ]
-    base = _early(argv, "--model.base")  # it decides which flags there are
+    base = early(argv, "--model.base")  # it decides which flags there are
     values = merge(values, {"model": {"base": base}}) if base else values
-    source = _early(argv, "--from")
+    source = early(argv, "--from")
     if source and not resuming:
         values = merge(start_values(name, Path(source), values), values)
     cls, config = resolve(name, values, where=where)
@@ -130,7 +130,7 @@ def parse(name: str, argv: list[str]) -> Any:
         raise EnsuiteError(explain(error, arguments, "command line")) from None
 
 
-def _early(argv: list[str], flag: str) -> str | None:
+def early(argv: list[str], flag: str) -> str | None:
     """Find one flag's value before the parser is built: the recipe's values are the defaults that help
     shows."""
     for i, word in enumerate(argv):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from ensuite.config import config
 from ensuite.errors import EnsuiteError
+from ensuite.nn.transport import Balance, find_prices
 
 CHUNK = 1 << 21  # distances that are held at a time
+ROUGH = 5  # rounds of Sinkhorn in an iteration of balanced k-means; the prices are kept for the next
 
 
 @config
@@ -45,14 +48,23 @@ class Clusters:
     centroids: Tensor  # [K, D]
     inertia: list[float]
     """Mean squared distance to the nearest centroid, before each iteration and after the last."""
+    prices: Tensor | None = None  # [K] float64, of balanced clusters
 
 
 @torch.no_grad()
-def k_means(points: Tensor, k: int, settings: KMeansConfig | None = None) -> Clusters:
+def k_means(
+    points: Tensor,
+    k: int,
+    settings: KMeansConfig | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    balance: Balance | None = None,
+) -> Clusters:
     """Cluster ``points`` [N, D] into ``k`` by squared Euclidean distance.
 
     A cluster that loses all its points begins anew at the point that lies farthest from its centroid, so that
-    inertia never rises. Random numbers are drawn from PyTorch's CPU generator: the same on every device.
+    inertia never rises. Random numbers are drawn on the CPU, from ``generator`` or PyTorch's own: the same on
+    every device. With ``balance`` clusters have equal sizes, see there.
 
     Raises
     ------
@@ -66,35 +78,49 @@ def k_means(points: Tensor, k: int, settings: KMeansConfig | None = None) -> Clu
         raise EnsuiteError("k-means: some points are not finite; lower the learning rate")
     points = points.to(torch.promote_types(points.dtype, torch.float32))
     if len(points) > k * settings.max_points:
-        points = points[torch.randperm(len(points))[: k * settings.max_points].to(points.device)]
+        order = torch.randperm(len(points), generator=generator)
+        points = points[order[: k * settings.max_points].to(points.device)]
     if settings.backend == "faiss":
-        return _faiss(points, k, settings)
-    found = (_lloyd(points, _begin(points, k, settings), settings) for _ in range(settings.restarts))
+        if balance is not None:
+            raise ValueError("balanced clusters need backend = torch")
+        return _faiss(points, k, settings, generator)
+    found = (
+        _lloyd(points, _begin(points, k, settings, generator), settings, balance)
+        for _ in range(settings.restarts)
+    )
     return min(found, key=lambda clusters: clusters.inertia[-1])
 
 
-def nearest(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+def nearest(points: Tensor, centroids: Tensor, prices: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return each point's nearest centroid and the squared distance to it: [N] int64 and [N].
+
+    With ``prices`` [K] it is the one whose squared distance less its price is least.
 
     >>> nearest(torch.tensor([[1.0], [9.0]]), torch.tensor([[0.0], [10.0]]))
     (tensor([0, 1]), tensor([1., 1.]))
     """
     norms = (centroids * centroids).sum(1)  # [K]
+    if prices is not None:
+        norms = norms - prices.to(norms)
     best, which = [], []
     for chunk in points.split(max(1, CHUNK // len(centroids))):
         least, index = torch.addmm(norms, chunk, centroids.T, alpha=-2).min(1)  # |x|^2 moves no minimum
+        if prices is not None:
+            least = least + prices.to(least)[index]
         best.append(least.add_((chunk * chunk).sum(1)).clamp_(min=0))
         which.append(index)
     return torch.cat(which), torch.cat(best)
 
 
-def _begin(points: Tensor, k: int, settings: KMeansConfig) -> Tensor:
+def _begin(
+    points: Tensor, k: int, settings: KMeansConfig, generator: torch.Generator | None = None
+) -> Tensor:
     """Choose the first centroids among the points: [K, D]."""
     if settings.init == "random":
-        return points[torch.randperm(len(points))[:k].to(points.device)]
-    chosen = [points[int(torch.randint(len(points), ()))]]
+        return points[torch.randperm(len(points), generator=generator)[:k].to(points.device)]
+    chosen = [points[int(torch.randint(len(points), (), generator=generator))]]
     distance = torch.full_like(points[:, 0], float("inf"))
-    for draw in torch.rand(k - 1, dtype=torch.float64).tolist():
+    for draw in torch.rand(k - 1, dtype=torch.float64, generator=generator).tolist():
         distance = torch.minimum(distance, (points - chosen[-1]).square().sum(1))  # [N]
         total = distance.cumsum(0, dtype=torch.float64)
         at = int(torch.searchsorted(total, total[-1] * draw, right=True))  # never a point chosen already
@@ -102,17 +128,32 @@ def _begin(points: Tensor, k: int, settings: KMeansConfig) -> Tensor:
     return torch.stack(chosen)
 
 
-def _lloyd(points: Tensor, centroids: Tensor, settings: KMeansConfig) -> Clusters:
-    assigned, distance = nearest(points, centroids)
+def _lloyd(points: Tensor, centroids: Tensor, settings: KMeansConfig, balance: Balance | None) -> Clusters:
+    rough = None if balance is None else dataclasses.replace(balance, how="sinkhorn", iterations=ROUGH)
+    prices = _prices(points, centroids, rough)
+    assigned, distance = nearest(points, centroids, prices)
     inertia = [float(distance.mean())]
     for _ in range(settings.iterations):
         centroids = _average(points, assigned, distance, centroids)
-        before = assigned
-        assigned, distance = nearest(points, centroids)
+        before, prices = assigned, _prices(points, centroids, rough, prices)
+        assigned, distance = nearest(points, centroids, prices)
         inertia.append(float(distance.mean()))
         if torch.equal(assigned, before):
             break
-    return Clusters(centroids, inertia)
+    if balance is not None:
+        prices = _prices(points, centroids, balance, prices)
+        inertia.append(float(nearest(points, centroids, prices)[1].mean()))
+    return Clusters(centroids, inertia, prices)
+
+
+def _prices(
+    points: Tensor, centroids: Tensor, balance: Balance | None, start: Tensor | None = None
+) -> Tensor | None:
+    """Return the clusters' prices; |x|^2 is the same for all of them and left out."""
+    if balance is None:
+        return None
+    norms = (centroids * centroids).sum(1)
+    return find_prices(torch.addmm(norms, points, centroids.T, alpha=-2), balance, start)
 
 
 def _average(points: Tensor, assigned: Tensor, distance: Tensor, centroids: Tensor) -> Tensor:
@@ -125,7 +166,7 @@ def _average(points: Tensor, assigned: Tensor, distance: Tensor, centroids: Tens
     return means
 
 
-def _faiss(points: Tensor, k: int, settings: KMeansConfig) -> Clusters:
+def _faiss(points: Tensor, k: int, settings: KMeansConfig, generator: torch.Generator | None) -> Clusters:
     faiss = _import_faiss()
     trained = faiss.Kmeans(
         points.shape[1],
@@ -134,7 +175,7 @@ def _faiss(points: Tensor, k: int, settings: KMeansConfig) -> Clusters:
         nredo=settings.restarts,
         min_points_per_centroid=1,
         max_points_per_centroid=settings.max_points,
-        seed=int(torch.randint(2**31 - 1, ())),
+        seed=int(torch.randint(2**31 - 1, (), generator=generator)),
     )
     trained.train(points.float().cpu().numpy())
     centroids = torch.from_numpy(trained.centroids.copy()).to(points)

@@ -1,0 +1,101 @@
+"""``ensuite codes append``: codes for items that came later."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from ensuite.cli.codes.show import Working, say_counts, say_next
+from ensuite.cli.codes.sources import RUN, Source
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True)
+class AppendArguments:
+    """Give new items codes, by the encoder and the tokeniser that made the table. Old codes stay as they are.
+
+    ensuite codes append codes/beauty --items new.parquet
+    """
+
+    codes: Annotated[Path, tyro.conf.Positional]
+    """The table, made by `ensuite codes build`."""
+    items: Path
+    """Table of the new items (CSV, Parquet, ...): item_id, and the columns of the template."""
+    encoder: str | None = None
+    """Where the encoder is now, if its folder has moved; another one is refused."""
+    without_text: Literal["error", "id", "zero"] | None = None
+    """New items without any text; default: as the table was built."""
+    cache: Path | None = None
+    """Folder of known vectors; default: the user's cache folder."""
+    device: str | None = None
+    """cpu, cuda, ...; default: a GPU when there is one."""
+    out: Path | None = None
+    """Write the longer table here; default: in place of the old one."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+def main(argv: list[str]) -> None:
+    """Run `ensuite codes append` with the arguments after its name."""
+    from ensuite.cli.evaluate import pick_device
+    from ensuite.codes.table import TOKENISER, SemanticIdTable
+    from ensuite.codes.tokeniser import load_tokeniser
+    from ensuite.errors import EnsuiteError
+
+    args = tyro.cli(
+        AppendArguments, args=argv, prog="ensuite codes append", config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    table = SemanticIdTable.load(args.codes)
+    made = table.provenance["encoder"]
+    if made["name"].startswith(RUN):
+        raise EnsuiteError(
+            f"{args.codes}: made of the item vectors of a run ({made['name']}), which new items do not have; "
+            "build codes from text to append items"
+        )
+    tokeniser = load_tokeniser(args.codes / TOKENISER)
+    items = _read_new(args.items, table.item_ids)
+    without_text = args.without_text or made["without_text"]
+    source = Source(args.encoder or made["name"], made["template"], without_text, args.cache)
+    with Working(not args.quiet) as working:
+        found = source.read(items, str(args.items), pick_device(args.device), working, new=True)
+    longer = table.append(found.item_ids, found.vectors, tokeniser, encoder=found.source["hash"])
+    out = args.out or args.codes
+    longer.save(out, tokeniser, overwrite=args.out is None)
+    say_counts(found.counts)
+    say_next(
+        f"{out}: {len(items):,} items appended, {longer.n_items:,} in all; no old code has changed",
+        f"ensuite codes report {shlex.quote(str(out))}",
+    )
+
+
+def _read_new(path: Path, known: list[Any]) -> pl.DataFrame:
+    """Read the new items, their ids in the type of those in the table."""
+    import polars as pl
+
+    from ensuite.data.columns import guess
+    from ensuite.data.readers import read_table, title_column
+    from ensuite.errors import EnsuiteError
+
+    items = title_column(read_table(str(path)))
+    column = guess("item", items.columns) or ("id" if "id" in items.columns else None)
+    if column is None:
+        raise EnsuiteError(
+            f"{path}: no column looks like the item_id; rename it (columns: {', '.join(items.columns)})"
+        )
+    items = items.rename({column: "item_id"})
+    wanted = pl.Series(known).dtype
+    try:
+        items = items.with_columns(pl.col("item_id").cast(pl.String).cast(wanted))
+    except pl.exceptions.PolarsError:
+        raise EnsuiteError(
+            f"{path}: column '{column}' does not hold ids like the table's ({wanted}, such as {known[0]!r})"
+        ) from None
+    if items["item_id"].null_count():
+        raise EnsuiteError(f"{path}: row {items['item_id'].is_null().arg_true()[0] + 1:,} has no item_id")
+    return items
