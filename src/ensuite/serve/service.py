@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 OVERLAP = 0.5
 """Share of the served items that a new model must know: less is the model of another catalogue."""
+STORE_TIMEOUT = 10.0
+"""Seconds after which a store that does not answer is taken as away: a frozen database says nothing."""
 USERS_READ = 64
 """Users whose events are read from the store in one query."""
 
@@ -281,10 +283,16 @@ class Service:
 
     async def _stored(self, operation: str, call: Callable[[], T]) -> T:
         try:
-            return await asyncio.to_thread(call)
+            async with asyncio.timeout(STORE_TIMEOUT):
+                return await asyncio.to_thread(call)
         except StoreUnavailable:
             self.metrics.store_errors.labels(operation).inc()
             raise
+        except TimeoutError:  # the thread goes on waiting; what it was to store may yet be stored
+            self.metrics.store_errors.labels(operation).inc()
+            raise StoreUnavailable(
+                f"the store has not answered for {STORE_TIMEOUT:g} seconds: send it again"
+            ) from None
 
     # -- items and models --------------------------------------------------------------------------
 

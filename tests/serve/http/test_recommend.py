@@ -9,6 +9,7 @@ import time
 import pytest
 from serve.http.calling import error_of, given
 
+from ensuite.serve import service
 from ensuite.serve.asking import NoAnswer, Request
 from ensuite.serve.store import StoreUnavailable
 
@@ -249,6 +250,18 @@ def test_without_the_store_given_histories_are_answered_and_users_get_the_fallba
         assert status == 503
         assert "secret" not in said
     assert call("GET", "/readyz").json() == {"status": "ready", "model": "markov", "store": "unavailable"}
+    assert 'ensuite_store_errors_total{operation="append"} 1.0' in call("GET", "/metrics").text
+
+
+def test_a_store_that_never_answers_is_taken_as_away(start, monkeypatch):
+    call, frozen = start("markov"), threading.Event()
+    monkeypatch.setattr(service, "STORE_TIMEOUT", 0.05)
+    monkeypatch.setattr(call.service.store, "append", lambda _: frozen.wait(10))
+    status, _, said = error_of(
+        call("POST", "/v1/events", {"events": [{"user_id": "ann", "item_id": 30, "event_id": "1"}]})
+    )
+    frozen.set()
+    assert (status, "nothing is acknowledged" in said) == (503, True)
     assert 'ensuite_store_errors_total{operation="append"} 1.0' in call("GET", "/metrics").text
 
 

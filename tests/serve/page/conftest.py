@@ -98,7 +98,8 @@ class Serving:
     def __exit__(self, *_: object) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(20)
-        assert "Traceback" not in (self.folder / "log.txt").read_text()
+        log = (self.folder / "log.txt").read_text()
+        assert not any(word in log for word in ("Traceback", "Warning")), log
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ NO_ANSWER = {
     "timeout": 504,
 }
 """HTTP status of a request that wants no fallback list."""
-STORE_IS_DOWN = "the event store cannot be reached, or cannot write; nothing was stored, send it again"
+STORE_IS_DOWN = "the event store cannot be reached, or cannot write; nothing is acknowledged, send it again"
 
 
 class Problem(HTTPException):

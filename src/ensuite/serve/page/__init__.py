@@ -3,6 +3,7 @@ without asking any other host for anything."""
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -79,6 +80,8 @@ def mount(app: FastAPI, service: Service, runs: Path | None) -> None:
         Training(backend)
         return None
 
+    # NiceGUI looks for its server among all objects of the process, those that PyTorch calls deprecated too.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"nicegui\.ui_run_with")
     ui.run_with(
         app,
         title="ensuite",
