@@ -57,9 +57,9 @@ def sinkhorn(
 
     >>> costs = torch.tensor([[0.0, 1.0], [0.2, 1.0]])
     >>> f, g = sinkhorn(costs, 0.05, 100)
-    >>> ((f[:, None] + g - costs) / 0.05).exp().round(decimals=3)
-    tensor([[0.4910, 0.0090],
-            [0.0090, 0.4910]])
+    >>> ((f[:, None] + g - costs) / 0.05).exp().round(decimals=2)
+    tensor([[0.4400, 0.0600],
+            [0.0600, 0.4400]])
     """
     n, k = costs.shape
     g = costs.new_zeros(k) if start is None else start
