@@ -6,8 +6,8 @@
 An untrained SASRec of ML-1M's size (time does not depend on the weights), once with its defaults and once as
 recipes/sasrec/ml-1m.yaml; histories of 200 events. Two times: the engine alone (`Engine.top_k`), and
 `Recommender.recommend` from item ids to items. The engines take turns, request by request, so that whatever
-else runs on the machine meets all of them; the median is kept. Rows of other numbers of threads stay in the
-file.
+else runs on the machine meets all of them; the least time is kept. Rows of other numbers of threads stay in
+the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -51,7 +50,7 @@ class Options:
     batches: tuple[int, ...] = (1, 64)
     """Histories of a request."""
     rounds: int = 200
-    """Single requests of each engine; of larger ones as many as take that time, at least 10."""
+    """Single requests of each engine; of larger ones as many as take that time, at least 20."""
     threads: int = 1
     """Threads of PyTorch and of ONNX Runtime."""
     recipe: Path = Path("recipes/sasrec/ml-1m.yaml")
@@ -106,7 +105,7 @@ def measure(values: dict[str, Any], options: Options) -> list[dict[str, Any]]:
             "recommend": {n: partial(r.recommend, requests, K) for n, r in recommenders.items()},
         }
         for what, by_engine in calls.items():
-            taken = take_turns(by_engine, max(10, options.rounds // batch))
+            taken = take_turns(by_engine, max(20, options.rounds // batch))
             for name, seconds in taken.items():
                 rows.append(
                     {
@@ -119,14 +118,14 @@ def measure(values: dict[str, Any], options: Options) -> list[dict[str, Any]]:
 
 
 def take_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each call; the first fifth of the rounds warms up."""
+    """Return the least seconds of each call."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds + rounds // 5):
+    for _ in range(rounds):
         for name, call in calls.items():
             began = time.perf_counter()
             call()
             taken[name].append(time.perf_counter() - began)
-    return {name: median(times[rounds // 5 :]) for name, times in taken.items()}
+    return {name: min(times) for name, times in taken.items()}
 
 
 if __name__ == "__main__":
