@@ -24,6 +24,7 @@ REFUSED = {
         ["popularity", "recency", "markov", "item-knn", "personal-repeat"],
         "it is counted, and has no encoder",
     ),
+    "tiger": "its scores are no dot products of vectors",
     "pisa": r"`slots = min\(slots, int\(count.max\(\)\)\)` .*models/pisa.py.* depends on the data",
 }
 VARIANTS = {

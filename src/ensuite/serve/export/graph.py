@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import ensuite
 from ensuite.data.batches import History
 from ensuite.errors import EnsuiteError
-from ensuite.models.base import Model, Retriever
+from ensuite.models.base import FittedModel, Model, Retriever
 
 OPSET = 20
 """What onnxruntime 1.20 and newer run."""
@@ -85,9 +85,9 @@ def trace(model: Model, name: str) -> Any:
     except ImportError:
         raise missing("onnx, onnxscript") from None
     if not isinstance(model, Retriever):
-        raise EnsuiteError(
-            f"{name} cannot be exported: it is counted, and has no encoder; serve it with --engine torch"
-        )
+        counted = isinstance(model, FittedModel)
+        why = "it is counted, and has no encoder" if counted else "its scores are no dot products of vectors"
+        raise EnsuiteError(f"{name} cannot be exported: {why}; serve it with --engine torch")
     shape = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     rows, events, out = TRACED
     items, excluded = (torch.ones(rows, width, dtype=torch.int64) for width in (events, out))
