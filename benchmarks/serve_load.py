@@ -66,6 +66,8 @@ class Options:
     """Share of the requests that append an event; the others ask for recommendations."""
     processes: int = 1
     """Service processes, asked in turn."""
+    engine: str = "auto"
+    """What computes, as for `ensuite serve`."""
     store: str | None = None
     """An empty database; default: a SQLite file in a temporary folder."""
     users: int = 500
@@ -95,9 +97,9 @@ class Seen:
 class Server:
     """`ensuite serve` in a process of its own."""
 
-    def __init__(self, run: Path, store: str, log: Path):
+    def __init__(self, run: Path, engine: str, store: str, log: Path):
         self.log = log
-        command = [sys.executable, "-m", "ensuite", "serve", str(run), "--port", "0"]
+        command = [sys.executable, "-m", "ensuite", "serve", str(run), "--engine", engine, "--port", "0"]
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 command, stdout=file, stderr=file, env=os.environ | {"ENSUITE_STORE": store}
@@ -235,7 +237,7 @@ def running(options: Options, store: str, folder: Path) -> Iterator[list[Server]
     servers: list[Server] = []
     try:
         for number in range(options.processes):
-            servers.append(Server(options.run, store, folder / f"{number}.log"))
+            servers.append(Server(options.run, options.engine, store, folder / f"{number}.log"))
         yield servers
     finally:
         for server in servers:

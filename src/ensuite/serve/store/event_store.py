@@ -25,7 +25,15 @@ from ensuite.serve.store.database import (
     parse_url,
 )
 from ensuite.serve.store.migrate import migrate
-from ensuite.serve.store.queries import STORED, counts, first_users, last_events, read_event, summary
+from ensuite.serve.store.queries import (
+    LAST_EVENTS,
+    STORED,
+    counts,
+    first_users,
+    last_events,
+    read_event,
+    summary,
+)
 from ensuite.serve.store.records import (
     Appended,
     Event,
@@ -184,7 +192,12 @@ class EventStore:
         asked = [user for user in found if _can_be_kept(user)]
         with self._read() as connection:
             for at in range(0, len(asked), AT_A_TIME):
-                for row in connection.execute(last_events(asked[at : at + AT_A_TIME], limit)):
+                some = asked[at : at + AT_A_TIME]
+                if len(some) == 1:
+                    rows = connection.execute(LAST_EVENTS, {"user": some[0], "most": limit})
+                else:
+                    rows = connection.execute(last_events(some, limit))
+                for row in rows.fetchall():
                     found[row[0]].append(read_event(row))
         for history in found.values():
             history.sort(key=lambda event: (event.time, event.arrival))

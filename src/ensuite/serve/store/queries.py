@@ -14,16 +14,19 @@ LAST = "\U0010ffff"
 """No character comes after it."""
 
 
+def _last_events(user: str | sa.BindParameter, limit: int | sa.BindParameter) -> sa.Select:
+    newest_first = e.time.desc(), e.arrival.desc()
+    return sa.select(*STORED).where(e.user_id == user).order_by(*newest_first).limit(limit)
+
+
+LAST_EVENTS = _last_events(sa.bindparam("user"), sa.bindparam("most"))
+"""The last ``most`` events of ``user``: made once, since making a statement costs as much as running it."""
+
+
 def last_events(user_ids: list[str], limit: int) -> sa.CompoundSelect:
     """Select the last events of each user, in any order: one range of the index for each."""
-    each = [
-        sa.select(*STORED)
-        .where(e.user_id == user)
-        .order_by(e.time.desc(), e.arrival.desc())
-        .limit(limit)
-        .subquery()  # SQLite limits no member of a union otherwise
-        for user in user_ids
-    ]
+    # Subqueries, since SQLite limits no member of a union otherwise.
+    each = [_last_events(user, limit).subquery() for user in user_ids]
     return sa.union_all(*(sa.select(one) for one in each))
 
 
