@@ -26,7 +26,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 # Pins what is installed now; run it in an environment made with `pip install -e ".[demo,knn,tune,track,duckdb,zst,serve,postgres,onnx,ann,text,dev]"`.
 lock:
-	$(BIN)/pip freeze --all --exclude-editable | grep -viE '^(pyspark|py4j|pip)==' | sed 's/+cpu$$//' > requirements.lock
+	$(BIN)/pip freeze --all --exclude-editable | grep -viE '^(ensuite|pyspark|py4j|pip)==' | sed 's/+cpu$$//' > requirements.lock
 
 clean:
 	rm -rf $(VENV) data runs report
