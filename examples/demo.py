@@ -51,6 +51,7 @@ def main() -> None:
   another model      ensuite models
                      ensuite train hstu --data {DATA} --out {RUNS / "hstu"}
                      ensuite compare {RUNS}/* --out {REPORT}
+  serve it, see it   ensuite serve {RUNS / "sasrec"} --runs {RUNS}    then open http://127.0.0.1:8000/
   better settings    ensuite tune sasrec --data {DATA} --trials 20
   a longer read      docs/quick-start.md""",
         highlight=False,
