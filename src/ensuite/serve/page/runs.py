@@ -181,25 +181,24 @@ class Group:
     def _asked(self) -> list[Shelved]:
         return [run for run in self.runs if run.name in self.chosen]
 
-    async def _find(self) -> None:
-        """Show the comparison when it was made before, or follow it when it is being made."""
-        runs = self._asked()
-        if not runs:
-            return
+    async def _shown(self, runs: list[Shelved]) -> bool:
+        """Show the comparison of ``runs`` if it was made before; return whether it was."""
         found = await asyncio.to_thread(self.comparisons.find, runs)
         if found is not None:
             self._show(found)
+        return found is not None
+
+    async def _find(self) -> None:
+        """Show the comparison when it was made before, or follow it when it is being made."""
+        runs = self._asked()
+        if not runs or await self._shown(runs):
             return
         self.job = self.comparisons.job(runs)
         self.timer.active = self.job is not None and not self.job.over
 
     async def _compare(self) -> None:
         runs = self._asked()
-        if not runs:
-            return
-        found = await asyncio.to_thread(self.comparisons.find, runs)
-        if found is not None:
-            self._show(found)
+        if not runs or await self._shown(runs):
             return
         self.job = await asyncio.to_thread(self.comparisons.start, runs)
         self.timer.active = True
