@@ -315,7 +315,7 @@ def test_as_released_short_histories_share_a_gate_and_a_user_vector():
     constant = model.mask_loss(read, history, full)
     torch.testing.assert_close(constant, torch.tensor(2.0).log())  # two equal users
     other = build()
-    assert float(other.mask_loss(*_read(other, history)).detach()) < float(constant) - 0.1
+    assert bool(other.mask_loss(*_read(other, history)) < constant - 0.1)
 
 
 def _read(model: H2Rec, history: History) -> tuple[Any, History, torch.Tensor]:
@@ -511,8 +511,8 @@ def learn(codes: str, **settings: Any) -> float:
     table = build_table(vectors, range(n), tokeniser, encoder={"hash": "e"}, duplicates="shared")
     if codes == "permuted":
         table = dataclasses.replace(table, codes=table.codes[[0, *(1 + rng.permutation(n))]])
-    sequences = np.stack([u % CLUSTERS * EACH + 1 + rng.permutation(EACH - 1)[:7] for u in range(120)])
-    events = Events(np.arange(120) * 7, np.arange(120) * 7 + 7, sequences.ravel(), None, 1.0, n)
+    sequences = np.stack([u % CLUSTERS * EACH + 1 + rng.permutation(EACH - 1)[:7] for u in range(60)])
+    events = Events(np.arange(60) * 7, np.arange(60) * 7 + 7, sequences.ravel(), None, 1.0, n)
     books = [book.float() for book in tokeniser.code_vectors()]
     given = Materials(codes=table, vectors=F.pad(torch.from_numpy(vectors), (0, 0, 1, 0)), codebooks=books)
     torch.manual_seed(0)
@@ -524,15 +524,15 @@ def learn(codes: str, **settings: Any) -> float:
     model.fit(events)
     optimizer = build_optimizer(model, TrainingConfig(lr=0.01))
     items = torch.from_numpy(sequences)
-    asked = Batch(History(items[:, :-1]), items[:, 1:], torch.arange(120))
+    asked = Batch(History(items[:, :-1]), items[:, 1:], torch.arange(60))
     model.train()
     for _ in range(60):
         optimizer.zero_grad()
         model.loss(asked).backward()
         optimizer.step()
-    found = scores(model.eval(), History(items))  # [120, V + 1]
-    cold = found[:, torch.arange(1, CLUSTERS + 1) * EACH]  # [120, 6]
-    return float((cold.argmax(1) == torch.arange(120) % CLUSTERS).float().mean())
+    found = scores(model.eval(), History(items))  # [60, V + 1]
+    cold = found[:, torch.arange(1, CLUSTERS + 1) * EACH]  # [60, 6]
+    return float((cold.argmax(1) == torch.arange(60) % CLUSTERS).float().mean())
 
 
 def test_an_item_without_an_event_is_found_by_its_codes():
