@@ -62,6 +62,9 @@ from ensuite.nn.embeddings import PositionTable, Similarity, similar
 from ensuite.objectives import Objective
 from ensuite.objectives.alignment import soft_info_nce, weighted_info_nce
 
+OF_BLOCKS = ("dim", "blocks", "heads", "inner", "max_length", "dropout", "attention_dropout", "inner_dropout")
+"""Settings that are SASRec's."""
+
 
 @config
 class H2RecConfig:
@@ -118,6 +121,9 @@ class H2RecConfig:
     """Weights of the levels: of what is read, learned numbers, or all the same."""
     guide_codes: bool = True
     """SID branch: the HIDs ask the SIDs; else it is the SIDs alone."""
+    keep_own: bool = False
+    """Add the HIDs themselves to what the HID branch is told, the SIDs to what the SID branch is (ours: the
+    paper's attention has no residual)."""
     code_weight: float = 0.1
     """Weight of the code-guided alignment; 0 = without."""
     code_temperature: float = 0.5
@@ -158,9 +164,7 @@ class H2RecConfig:
 
     def as_sasrec(self) -> SASRecConfig:
         """Return the settings of the blocks."""
-        shared = {field.name for field in dataclasses.fields(SASRecConfig)}
-        mine = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return SASRecConfig(**{name: value for name, value in mine.items() if name in shared})
+        return SASRecConfig(**{name: getattr(self, name) for name in OF_BLOCKS})
 
     @property
     def fuses(self) -> bool:
@@ -185,6 +189,7 @@ class Read:
     inputs: list[Tensor]  # of each branch [B, L, D]
     answers: Tensor | None = None  # [B, L, C, D], what the views by single codes were told
     gate: Tensor | None = None  # [B, L or 1, C], weights of the levels
+    own: Tensor | None = None  # [B, L, D], what the answers are added to
 
 
 class H2Rec(Retriever):
@@ -276,13 +281,14 @@ class H2Rec(Retriever):
         if self.config.branches != "both":
             return Read(streams)
         hid, sid = streams
-        guided = sid if self.ask_sid is None else self.ask_sid(hid, sid, mask)
+        own = streams if self.config.keep_own else [torch.zeros_like(hid)] * 2
+        guided = sid if self.ask_sid is None else own[1] + self.ask_sid(hid, sid, mask)
         if self.gate is None:
             return Read([hid, guided])
         views = [self._stream(view, history) for view in self.identities.views(items)]
         answers = torch.stack([ask(view, hid, mask) for ask, view in zip(self.ask_hid, views)], 2)
         gate = self.gate(self._legacy_user(hid, history) if self.config.legacy_index else hid)
-        return Read([mix(gate, answers), guided], answers, gate)
+        return Read([own[0] + mix(gate, answers), guided], answers, gate, own[0])
 
     def _stream(self, vectors: Tensor, history: History) -> Tensor:
         """Scale, add positions and drop: [B, L, D]."""
@@ -348,11 +354,12 @@ class H2Rec(Retriever):
         the HID branch ([B, D], or [B, L, D]): a scalar."""
         assert read.gate is not None
         assert read.answers is not None
+        assert read.own is not None
         assert self.instead is not None
         c, backbone, mask = self.config, self._backbone(0), self._mask(history)
         gate = read.gate if c.legacy_index else last_positions(read.gate, history.lengths)  # [B, 1, C]
         masked = self.masked_levels(gate[:, 0])[:, None, :, None]  # [B, 1, C, 1]
-        part = mix(read.gate, torch.where(masked, self.instead, read.answers))  # [B, L, D]
+        part = read.own + mix(read.gate, torch.where(masked, self.instead, read.answers))  # [B, L, D]
         if c.legacy_index:
             part = legacy_slot(backbone(part, mask), history, c.max_length, backbone.padding)[:, 0]
             full = legacy_slot(full, history, c.max_length, backbone.padding)[:, 0]
