@@ -28,9 +28,11 @@ Chosen, where nothing was found: a masked level's answer, not its question, is r
 scaled to ``init_std`` at the start, since vectors come in any length. Attention between the branches drops as
 many weights as the blocks do. A map between widths is not narrower than its result. For ``similarity:
 cosine`` each half of a vector has length 1: the score is the sum of two cosines. Pooled identities are items
-as well as inputs. Without a residual the blocks see what was asked of the past, not the last event itself,
-and learn slowly; ``keep_own`` (ours, off by default) lets a branch keep its own identities. The code's filter of anchors and its hard negatives, which have no effect there, are left
+as well as inputs. The code's filter of anchors and its hard negatives, which have no effect there, are left
 out; so is BERT4Rec as a backbone: the two branches are causal.
+
+Ours: ``keep_own``. Without a residual around the attention the blocks see what was asked of the past, not the
+last event itself, and learn slowly.
 
 Published: Yelp, HR@10 .6692 among 100 sampled negatives; no other figure was found. See results/.
 """
