@@ -38,6 +38,8 @@ SMALL = {
     "dropout": 0.1,
     "head_dim": 8,
     "level_sizes": (6, 5, 4, 3),
+    "code_dim": 16,
+    "vector_dim": 16,
 }
 """Values for fields of these names; a model's other fields keep their defaults."""
 

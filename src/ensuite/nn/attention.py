@@ -26,17 +26,26 @@ class SelfAttention(nn.Module):
         Position i sees positions 0..i. With padding on the right no padding mask is needed then.
     project_output
         Whether a linear layer follows the concatenated heads (SASRec's released code has none).
+    bias
+        Whether queries, keys and values have a bias.
     """
 
     def __init__(
-        self, dim: int, heads: int, dropout: float = 0.0, *, causal: bool, project_output: bool = True
+        self,
+        dim: int,
+        heads: int,
+        dropout: float = 0.0,
+        *,
+        causal: bool,
+        project_output: bool = True,
+        bias: bool = True,
     ):
         super().__init__()
         if dim % heads:
             raise ValueError(f"heads = {heads} does not divide dim = {dim}")
         self.heads, self.dropout, self.causal = heads, dropout, causal
-        self.query = nn.Linear(dim, dim)
-        self.key_value = nn.Linear(dim, 2 * dim)
+        self.query = nn.Linear(dim, dim, bias=bias)
+        self.key_value = nn.Linear(dim, 2 * dim, bias=bias)
         self.output = nn.Linear(dim, dim) if project_output else nn.Identity()
 
     def forward(self, query: Tensor, memory: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -71,7 +80,6 @@ class SelfAttention(nn.Module):
         heads, width = self.heads, query.shape[2] // self.heads
         weights = self.key_value.weight.chunk(2)
         key, value = (part.unflatten(0, (heads, width)) for part in weights)  # [H, D/H, D]
-        value_bias = self.key_value.bias.chunk(2)[1]  # a key's bias moves all scores of a head alike
         q = self.query(query).view(-1, heads, width)  # [B, H, D/H]
         inward = torch.einsum("bhw,hwd->bhd", q, key) * width**-0.5  # [B, H, D]
         scores = inward @ memory.mT  # [B, H, L]
@@ -81,10 +89,13 @@ class SelfAttention(nn.Module):
         kept = dropout(scores.softmax(-1), rate, self.training)
         mean = kept @ memory  # [B, H, D]
         attended = torch.einsum("bhd,hwd->bhw", mean, value)
-        share = (
-            kept.sum(-1, keepdim=True) if rate else 1.0
-        )  # what dropout leaves of the weights, 1 on average
-        return (attended + share * value_bias.view(heads, width)).flatten(1)[:, None]  # [B, 1, D]
+        if self.key_value.bias is not None:
+            value_bias = self.key_value.bias.chunk(2)[1]  # a key's bias moves all scores of a head alike
+            share = (
+                kept.sum(-1, keepdim=True) if rate else 1.0
+            )  # what dropout leaves of the weights, 1 on average
+            attended = attended + share * value_bias.view(heads, width)
+        return attended.flatten(1)[:, None]  # [B, 1, D]
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
