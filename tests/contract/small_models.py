@@ -38,6 +38,7 @@ SMALL = {
     "dropout": 0.1,
     "head_dim": 8,
     "level_sizes": (6, 5, 4, 3),
+    "content_dim": 16,
 }
 """Values for fields of these names; a model's other fields keep their defaults."""
 
@@ -115,7 +116,8 @@ def materials_section(config: RunConfig, path: Path) -> dict[str, dict[str, str]
     if config.codes is None:
         return {}
     if "vectors" in load_model(config.name).reads:
-        return {"codes": {"encoder": f"run:{_trained()}", "settings": {"levels": 2, "size": 6}}}
+        made = {"tokeniser": "rq-k-means", "settings": {"levels": 2, "size": 6}}
+        return {"codes": {"encoder": f"run:{_trained()}"} | made}
     table = small_materials(config).codes
     assert table is not None
     table.save(path / "codes")
