@@ -90,7 +90,7 @@ class CodesConfig:
     """Items without any text: refuse, take their id as text, or a vector of zeros."""
     tokeniser: str = "rq-k-means"
     """What makes codes of vectors (`ensuite codes build --help` lists them)."""
-    settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    settings: dict[str, bool | int | float | str | tuple[int, ...]] = Field(default_factory=dict)
     """Settings of the tokeniser that differ from its defaults, such as levels and size."""
     duplicates: Literal["digit", "shared", "reassign"] = "digit"
     """Items with equal codes: one more level tells them apart, they stay equal, or all but one move."""
