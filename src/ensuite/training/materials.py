@@ -20,15 +20,14 @@ from ensuite.models.materials import Materials
 from ensuite.training.config import CodesConfig, RunConfig
 from ensuite.training.item_vectors import RUN, Source, vectors_of_table
 from ensuite.training.progress import Display
+from ensuite.training.run import CODES
+from ensuite.training.users import training_view
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ensuite.codes.table import SemanticIdTable
     from ensuite.codes.tokeniser import Tokeniser
-
-CODES = "codes"
-"""The folder, inside a run, of the table that was made for it."""
 
 TEXTS = ("title", "name", "brand", "categories", "genres")
 """Columns that describe an item, where no template says more."""
@@ -84,7 +83,11 @@ def make_codes(
         return
     with display.stages() as news:
         found = _source(codes, dataset).read(dataset.items, str(dataset.path), str(device), news)
-        learnt = found.has_content & _in_training(dataset) if codes.fit_on == "train" else found.has_content
+        learnt = (
+            found.has_content & _in_training(dataset, config)
+            if codes.fit_on == "train"
+            else found.has_content
+        )
         cls = tokeniser_class(codes.tokeniser)
         tokeniser: Tokeniser = cls(_tokeniser_settings(codes), found.vectors.shape[1])
         table = build_table(
@@ -171,11 +174,11 @@ def _tokeniser_settings(codes: CodesConfig) -> Any:
     return build_config(tokeniser_class(codes.tokeniser).Config, codes.settings, "codes.settings")
 
 
-def _in_training(dataset: Dataset) -> np.ndarray:
+def _in_training(dataset: Dataset, config: RunConfig) -> np.ndarray:
     """Return which items occur in the training events: [V] bool."""
     import numpy as np
 
-    events = dataset.events("train")
+    events = training_view(dataset, config)
     there = np.zeros(dataset.n_items + 1, bool)
     there[events.item_idx[events.rows()]] = True
     return there[1:]
