@@ -82,7 +82,7 @@ def make_codes(
         SemanticIdTable.load(out).check_items(dataset.items["item_id"].to_list(), str(out))
         return
     with display.stages() as news:
-        found = _source(codes, dataset).read(dataset.items, str(dataset.path), str(device), news)
+        found = source_of(codes, dataset).read(dataset.items, str(dataset.path), str(device), news)
         learnt = (
             found.has_content & _in_training(dataset, config)
             if codes.fit_on == "train"
@@ -150,18 +150,19 @@ def _vectors(
     """Return the content vectors [V + 1, D] of the items: those that the ``table`` was made of."""
     with display.stages() as news:
         if table is None:
-            found = _source(codes, dataset).read(dataset.items, str(dataset.path), str(device), news)
+            found = source_of(codes, dataset).read(dataset.items, str(dataset.path), str(device), news)
         else:
             found = vectors_of_table(table, dataset.items, str(dataset.path), str(device), news)
     return F.pad(torch.from_numpy(found.vectors), (0, 0, 1, 0))
 
 
-def _source(codes: CodesConfig, dataset: Dataset) -> Source:
+def source_of(codes: CodesConfig, dataset: Dataset, cache: Path | None = None) -> Source:
+    """Return where the content vectors of the items of ``dataset`` come from."""
     return Source(
         codes.encoder,
         template(codes, dataset),
         codes.without_text,
-        None,
+        cache,
         codes.images or None,
         codes.image_encoder,
     )

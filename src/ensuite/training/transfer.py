@@ -14,20 +14,17 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
 
-from ensuite.codes.table import TOKENISER, SemanticIdTable
-from ensuite.codes.tokeniser import load_tokeniser
 from ensuite.content.vectors import WithoutText
 from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.models.generator import Generator
 from ensuite.models.materials import Materials
-from ensuite.training.item_vectors import RUN, Source
-from ensuite.training.materials import template
+from ensuite.training.materials import source_of, template
+from ensuite.training.new_items import codes_of
 from ensuite.training.progress import Display
 from ensuite.training.run import CODES, Run, build_card, claim, load_run, write_tensors
 
@@ -82,32 +79,19 @@ def transfer(
     source, out = Path(source), Path(out)
     run = load_run(source)
     model = _able(run)
-    assert run.config.codes is not None
-    folder = Path(table or run.config.codes.table or source / CODES)
-    old = SemanticIdTable.load(folder)
-    if not np.array_equal(old.codes[: model.n_items + 1], model.codes.cpu().numpy()):
-        raise EnsuiteError(
-            f"{folder}: not the codes that {source} was trained on; name those by --codes, with the "
-            "tokeniser that made them"
-        )
-    tokeniser = load_tokeniser(folder / TOKENISER)
+    old, tokeniser = codes_of(run, None if table is None else Path(table))
     made = old.provenance["encoder"]
-    if (made["name"] or "").startswith(RUN):
-        raise EnsuiteError(
-            f"{source}: its codes are made of the item vectors of a run ({made['name']}), which the items of "
-            f"{dataset.path} do not have; train it on codes of texts"
-        )
+    assert run.config.codes is not None
     codes = dataclasses.replace(
         run.config.codes,
         table="",
         text=text or "",
-        encoder=encoder or made["name"],
+        encoder=encoder or made["name"] or run.config.codes.encoder,
         without_text=without_text or made["without_text"],
     )
-    codes = dataclasses.replace(codes, text=template(codes, dataset))
+    codes = dataclasses.replace(codes, text=template(codes, dataset) or "")
     with Display(progress).stages() as news:
-        where = Source(codes.encoder, codes.text, codes.without_text, cache)
-        found = where.read(dataset.items, str(dataset.path), device, news)
+        found = source_of(codes, dataset, cache).read(dataset.items, str(dataset.path), device, news)
     new = old.of_others(found.item_ids, found.vectors, tokeniser, encoder=found.source["hash"])
     new = dataclasses.replace(new, provenance=new.provenance | {"encoder": found.source})
     books = tokeniser.code_vectors()
