@@ -4,8 +4,9 @@ The rule that needs no event at all: what a system for catalogues that it has ne
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,15 @@ class ContentKNN(FittedModel):
     def take(self, materials: Materials) -> None:
         assert materials.vectors is not None
         self.vectors = F.normalize(materials.vectors[: self.n_items + 1].to(self.vectors), dim=1)
+
+    def with_codes(self, codes: Tensor, vectors: Tensor | None = None) -> Self:
+        """Return this model with more items, by their content ``vectors`` [N, D] alone (`TakesCodes`)."""
+        assert vectors is not None
+        grown = copy.copy(self)
+        new = F.normalize(vectors.to(self.vectors), dim=1)
+        grown._buffers = {**self._buffers, "vectors": torch.cat([self.vectors, new])}
+        grown.n_items = self.n_items + len(new)
+        return grown
 
     def fit(self, events: Events) -> None:
         """Nothing is counted."""

@@ -79,10 +79,10 @@ def check(base: Recommender, items: Sequence[Item]) -> None:
     if not new:
         return
     likes = isinstance(base.model, TakesItems)
-    if isinstance(base.model, TakesCodes) and not likes and base.describer.images is not None:
+    if isinstance(base.model, TakesCodes) and not likes and base.describer.source.images is not None:
         raise EnsuiteError(
-            "this model knows items by their images, files that a request cannot name; train it again with the "
-            "new items"
+            "this model knows items by their images, files that a request cannot name; train it again with "
+            "the new items"
         )
     frame = describe(base, new)
     described = set(frame["item_id"].cast(pl.String))
@@ -125,7 +125,7 @@ def _columns(base: Recommender) -> list[str]:
     if not isinstance(base.model, TakesCodes):
         return []
     try:
-        template, images = base.describer.template, base.describer.images
+        template, images = base.describer.source.text, base.describer.source.images
     except EnsuiteError:
         return []
     return [] if template is None or images is not None else Template.parse(template).columns

@@ -25,6 +25,7 @@ from ensuite.training.users import training_view
 
 if TYPE_CHECKING:
     import numpy as np
+    import polars as pl
 
     from ensuite.codes.table import SemanticIdTable
     from ensuite.codes.tokeniser import Tokeniser
@@ -48,19 +49,19 @@ def check_codes(config: RunConfig, dataset: Dataset) -> None:
     """
     assert config.codes is not None
     _tokeniser_settings(config.codes)
-    template(config.codes, dataset)
+    template(config.codes, dataset.items, str(dataset.path))
 
 
-def template(codes: CodesConfig, dataset: Dataset) -> str | None:
-    """Return what describes an item of ``dataset`` in words; None when its vectors are those of a run, or of
+def template(codes: CodesConfig, items: pl.DataFrame, where: str) -> str | None:
+    """Return what describes an item of a table in words; None when its vectors are those of a run, or of
     images alone."""
     if codes.text or codes.images or codes.encoder.startswith(RUN):
         return codes.text or None
-    columns = [name for name in TEXTS if name in dataset.items.columns]
+    columns = [name for name in TEXTS if name in items.columns]
     if not columns:
-        there = ", ".join(dataset.items.columns)
+        there = ", ".join(items.columns)
         raise EnsuiteError(
-            f"{dataset.path}: codes are made of what items are, and no column of the item table says that "
+            f"{where}: codes are made of what items are, and no column of the item table says that "
             f"(there is {there}); prepare the dataset with a table of items that has a title, name the "
             "column by --codes.text '{COLUMN}', take the vectors of a trained run (--codes.encoder run:RUN), "
             "or give a table (--codes.table)"
@@ -81,8 +82,9 @@ def make_codes(
     if out.exists():
         SemanticIdTable.load(out).check_items(dataset.items["item_id"].to_list(), str(out))
         return
+    where = str(dataset.path)
     with display.stages() as news:
-        found = source_of(codes, dataset).read(dataset.items, str(dataset.path), str(device), news)
+        found = source_of(codes, dataset.items, where).read(dataset.items, where, str(device), news)
         learnt = (
             found.has_content & _in_training(dataset, config)
             if codes.fit_on == "train"
@@ -148,19 +150,20 @@ def _vectors(
     display: Display,
 ) -> Tensor:
     """Return the content vectors [V + 1, D] of the items: those that the ``table`` was made of."""
+    where = str(dataset.path)
     with display.stages() as news:
         if table is None:
-            found = source_of(codes, dataset).read(dataset.items, str(dataset.path), str(device), news)
+            found = source_of(codes, dataset.items, where).read(dataset.items, where, str(device), news)
         else:
-            found = vectors_of_table(table, dataset.items, str(dataset.path), str(device), news)
+            found = vectors_of_table(table, dataset.items, where, str(device), news)
     return F.pad(torch.from_numpy(found.vectors), (0, 0, 1, 0))
 
 
-def source_of(codes: CodesConfig, dataset: Dataset, cache: Path | None = None) -> Source:
-    """Return where the content vectors of the items of ``dataset`` come from."""
+def source_of(codes: CodesConfig, items: pl.DataFrame, where: str, cache: Path | None = None) -> Source:
+    """Return where the content vectors of the items of a table come from."""
     return Source(
         codes.encoder,
-        template(codes, dataset),
+        template(codes, items, where),
         codes.without_text,
         cache,
         codes.images or None,

@@ -4,6 +4,7 @@ ones."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ensuite.content.vectors import ContentVectors, WithoutText
 from ensuite.errors import EnsuiteError
 from ensuite.models.base import Model, TakesCodes
 from ensuite.training.item_vectors import RUN, Listener, Source
+from ensuite.training.materials import source_of
 from ensuite.training.run import CODES, Run
 
 if TYPE_CHECKING:
@@ -105,15 +107,16 @@ class Describer:
                 "one; others cannot be described to it: train it again with them"
             )
         self.run = run
-        self.table, self.tokeniser = codes_of(run)
-        made = self.table.provenance["encoder"]
-        self.template: str | None = made.get("template")
-        """Of the items' text; None: they are described by images alone."""
-        self.images: str | None = made.get("images")
-        known = run.model.n_items
-        self.table = dataclasses.replace(
-            self.table, codes=self.table.codes[: known + 1], item_ids=self.table.item_ids[:known]
-        )
+        self.codes: tuple[SemanticIdTable, Tokeniser] | None = None
+        if "codes" in run.model.reads:
+            table, tokeniser = codes_of(run)
+            n = run.model.n_items
+            known = dataclasses.replace(table, codes=table.codes[: n + 1], item_ids=table.item_ids[:n])
+            self.codes = known, tokeniser
+            self.source = Source.remembered(table.provenance["encoder"])
+        else:
+            assert run.config.codes is not None
+            self.source = source_of(run.config.codes, run.items, str(run.path))
 
     def grow(self, items: pl.DataFrame, where: str, working: Listener | None = None) -> Model:
         """Return the run's model with ``items`` after its own: a table with item_id and the columns that
@@ -123,15 +126,18 @@ class Describer:
         ------
         EnsuiteError
             When an item is known already or comes twice, a column is missing, or an item has no text and the
-            table's policy is to refuse that.
+            policy of the run's codes is to refuse that.
         """
         model: Any = self.run.model
-        device = next(model.parameters()).device
-        longer, found = append_items(
-            self.table, self.tokeniser, items, where, device=str(device), working=working
-        )
-        codes = torch.from_numpy(longer.codes[self.table.n_items + 1 :]).to(device)
-        return model.with_codes(codes, torch.from_numpy(found.vectors).to(device))
+        device = next(itertools.chain(model.parameters(), model.buffers())).device
+        if self.codes is not None:
+            table, tokeniser = self.codes
+            longer, found = append_items(table, tokeniser, items, where, device=str(device), working=working)
+            codes = torch.from_numpy(longer.codes[table.n_items + 1 :])
+        else:
+            found = self.source.read(items, where, str(device), working or Silent(), new=True)
+            codes = torch.empty(len(items), 0, dtype=torch.int32)
+        return model.with_codes(codes.to(device), torch.from_numpy(found.vectors).to(device))
 
 
 def read_new_items(path: Path, known: list[Any]) -> pl.DataFrame:

@@ -76,6 +76,7 @@ def transfer(
         new items do not have, or nothing describes the items.
     """
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
+    where = str(dataset.path)
     source, out = Path(source), Path(out)
     run = load_run(source)
     model = _able(run)
@@ -89,9 +90,9 @@ def transfer(
         encoder=encoder or made["name"] or run.config.codes.encoder,
         without_text=without_text or made["without_text"],
     )
-    codes = dataclasses.replace(codes, text=template(codes, dataset) or "")
+    codes = dataclasses.replace(codes, text=template(codes, dataset.items, where) or "")
     with Display(progress).stages() as news:
-        found = source_of(codes, dataset, cache).read(dataset.items, str(dataset.path), device, news)
+        found = source_of(codes, dataset.items, where, cache).read(dataset.items, where, device, news)
     new = old.of_others(found.item_ids, found.vectors, tokeniser, encoder=found.source["hash"])
     new = dataclasses.replace(new, provenance=new.provenance | {"encoder": found.source})
     books = tokeniser.code_vectors()
