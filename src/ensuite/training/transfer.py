@@ -26,6 +26,7 @@ from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.models.generator import Generator
 from ensuite.models.materials import Materials
+from ensuite.training.config import CodesConfig
 from ensuite.training.item_vectors import RUN, Source
 from ensuite.training.materials import template
 from ensuite.training.progress import Display
@@ -41,6 +42,7 @@ def transfer(
     out: str | os.PathLike[str],
     *,
     text: str | None = None,
+    images: str | None = None,
     without_text: WithoutText | None = None,
     encoder: str | None = None,
     table: str | os.PathLike[str] | None = None,
@@ -62,6 +64,8 @@ def transfer(
         another run from it (`--from`).
     text
         What describes an item there; by default those of title, name, brand, categories, genres that it has.
+    images
+        Path of an item's image there, where the codes are made of images; by default as in ``source``.
     without_text
         Items without any text; by default as the codes of ``source`` were made.
     encoder, table
@@ -92,21 +96,16 @@ def transfer(
         )
     tokeniser = load_tokeniser(folder / TOKENISER)
     made = old.provenance["encoder"]
-    if made["name"].startswith(RUN):
+    if (made["name"] or "").startswith(RUN):
         raise EnsuiteError(
             f"{source}: its codes are made of the item vectors of a run ({made['name']}), which the items of "
             f"{dataset.path} do not have; train it on codes of texts"
         )
-    codes = dataclasses.replace(
-        run.config.codes,
-        table="",
-        text=text or "",
-        encoder=encoder or made["name"],
-        without_text=without_text or made["without_text"],
-    )
-    codes = dataclasses.replace(codes, text=template(codes, dataset))
+    known = Source.remembered(made, cache=cache, encoder=encoder, without_text=without_text)
+    if text is None and known.text is not None:
+        text = template(CodesConfig(), dataset)
+    where = dataclasses.replace(known, text=text, images=images or known.images)
     with Display(progress).stages() as news:
-        where = Source(codes.encoder, codes.text, codes.without_text, cache)
         found = where.read(dataset.items, str(dataset.path), device, news)
     new = old.of_others(found.item_ids, found.vectors, tokeniser, encoder=found.source["hash"])
     new = dataclasses.replace(new, provenance=new.provenance | {"encoder": found.source})
@@ -117,6 +116,15 @@ def transfer(
         codebooks=None if books is None else [book.float() for book in books],
     )
     carried = _carry(run, model, dataset, materials)
+    codes = dataclasses.replace(
+        run.config.codes,
+        table="",
+        text=where.text or "",
+        encoder=where.encoder,
+        images=where.images or "",
+        image_encoder=where.image_encoder,
+        without_text=where.without_text,
+    )
     config = dataclasses.replace(run.config, codes=codes)
     before = run.card["data"]
     card: dict[str, Any] = build_card(carried, config, dataset) | {
