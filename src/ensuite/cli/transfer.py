@@ -32,6 +32,9 @@ class Arguments:
     text: str | None = None
     """What describes an item, with columns of the item table in braces; default: those of title, name, brand,
     categories, genres that it has."""
+    images: str | None = None
+    """Path of an item's image, with columns in braces, where the run's codes are made of images; default: as
+    in the run."""
     without_text: Literal["error", "id", "zero"] | None = None
     """Items without any text: refuse, take their id as text, or a vector of zeros; default: as the codes of
     the run were made."""
@@ -62,6 +65,7 @@ def main(argv: list[str]) -> None:
         args.data,
         args.out,
         text=args.text,
+        images=args.images,
         without_text=args.without_text,
         encoder=args.encoder,
         table=args.codes,
@@ -74,8 +78,8 @@ def main(argv: list[str]) -> None:
     table = SemanticIdTable.load(run.path / CODES)
     data, beside = shlex.quote(str(args.data)), shlex.quote(str(args.out.parent))
     sys.stdout.write(
-        f"{run.path}: {table.n_items:,} items as {len(table.tuples()):,} different tuples of codes, of the "
-        f"text {run.config.codes.text!r}\n"
+        f"{run.path}: {table.n_items:,} items as {len(table.tuples()):,} different tuples of codes, of "
+        f"{run.config.codes.text or run.config.codes.images!r}\n"
         "Next, beside the rule that repeats a user's last items and the one that knows texts alone:\n"
         f"  ensuite train recency --data {data} --out {beside}/recency\n"
         f"  ensuite train content-knn --data {data} --out {beside}/content-knn\n"

@@ -85,11 +85,9 @@ def make_codes(
     where = str(dataset.path)
     with display.stages() as news:
         found = source_of(codes, dataset.items, where).read(dataset.items, where, str(device), news)
-        learnt = (
-            found.has_content & _in_training(dataset, config)
-            if codes.fit_on == "train"
-            else found.has_content
-        )
+        learnt = found.has_content
+        if codes.fit_on == "train":
+            learnt = learnt & _in_training(dataset, config)
         cls = tokeniser_class(codes.tokeniser)
         tokeniser: Tokeniser = cls(_tokeniser_settings(codes), found.vectors.shape[1])
         table = build_table(

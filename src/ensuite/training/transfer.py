@@ -23,7 +23,9 @@ from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.models.generator import Generator
 from ensuite.models.materials import Materials
-from ensuite.training.materials import source_of, template
+from ensuite.training.config import CodesConfig
+from ensuite.training.item_vectors import Source
+from ensuite.training.materials import template
 from ensuite.training.new_items import codes_of
 from ensuite.training.progress import Display
 from ensuite.training.run import CODES, Run, build_card, claim, load_run, write_tensors
@@ -38,6 +40,7 @@ def transfer(
     out: str | os.PathLike[str],
     *,
     text: str | None = None,
+    images: str | None = None,
     without_text: WithoutText | None = None,
     encoder: str | None = None,
     table: str | os.PathLike[str] | None = None,
@@ -59,6 +62,8 @@ def transfer(
         another run from it (`--from`).
     text
         What describes an item there; by default those of title, name, brand, categories, genres that it has.
+    images
+        Path of an item's image there, where the codes are made of images; by default as in ``source``.
     without_text
         Items without any text; by default as the codes of ``source`` were made.
     encoder, table
@@ -82,17 +87,12 @@ def transfer(
     model = _able(run)
     old, tokeniser = codes_of(run, None if table is None else Path(table))
     made = old.provenance["encoder"]
-    assert run.config.codes is not None
-    codes = dataclasses.replace(
-        run.config.codes,
-        table="",
-        text=text or "",
-        encoder=encoder or made["name"] or run.config.codes.encoder,
-        without_text=without_text or made["without_text"],
-    )
-    codes = dataclasses.replace(codes, text=template(codes, dataset.items, where) or "")
+    known = Source.remembered(made, cache=cache, encoder=encoder, without_text=without_text)
+    if text is None and known.text is not None:
+        text = template(CodesConfig(), dataset.items, where)
+    described = dataclasses.replace(known, text=text, images=images or known.images)
     with Display(progress).stages() as news:
-        found = source_of(codes, dataset.items, where, cache).read(dataset.items, where, device, news)
+        found = described.read(dataset.items, where, device, news)
     new = old.of_others(found.item_ids, found.vectors, tokeniser, encoder=found.source["hash"])
     new = dataclasses.replace(new, provenance=new.provenance | {"encoder": found.source})
     books = tokeniser.code_vectors()
@@ -102,6 +102,15 @@ def transfer(
         codebooks=None if books is None else [book.float() for book in books],
     )
     carried = _carry(run, model, dataset, materials)
+    codes = dataclasses.replace(
+        run.config.codes,
+        table="",
+        text=described.text or "",
+        encoder=described.encoder,
+        images=described.images or "",
+        image_encoder=described.image_encoder,
+        without_text=described.without_text,
+    )
     config = dataclasses.replace(run.config, codes=codes)
     before = run.card["data"]
     card: dict[str, Any] = build_card(carried, config, dataset) | {
