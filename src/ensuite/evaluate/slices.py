@@ -6,6 +6,7 @@
     cold items          targets without a training event
     repeated, new items targets that the user's history holds, and that it does not; where there are repeats.
                         With seen items left out of the ranking, repeats cannot be reached
+    popularity 1-9, ... targets by the number of training events: with the cold ones, they part all targets
     cold users          users without a training event
     history 1-5, ...    cases by the number of events before the target
     transition 0, ...   targets by how often they came right after the history's last item: 0, 1-2, 3+ times
@@ -26,6 +27,7 @@ from ensuite.evaluate.ranks import Ranks
 from ensuite.evaluate.scoring import ragged_rows
 
 HEAD_SHARE = 0.2
+POPULARITY_BUCKETS = ((1, 9), (10, 29), (30, 59), (60, 99), (100, None))  # those of H2Rec's code
 HISTORY_BUCKETS = ((1, 5), (6, 10), (11, 20), (21, 50), (51, 100), (101, None))
 TRANSITION_BUCKETS = ((0, 0), (1, 2), (3, None))
 
@@ -76,6 +78,9 @@ def slice_ranks(ranks: Ranks, train: Events) -> dict[str, Ranks]:
     }
     if repeated.any():
         out |= {"repeated items": ranks.restrict(repeated), "new items": ranks.restrict(~repeated)}
+    for low, high in POPULARITY_BUCKETS:
+        within = (popularity[ranks.target] >= low) & (popularity[ranks.target] <= (high or np.inf))
+        out[f"popularity {_span(low, high)}"] = ranks.restrict(within)
     for low, high in HISTORY_BUCKETS:
         within = (ranks.history_length >= low) & (ranks.history_length <= (high or np.inf))
         out[f"history {_span(low, high)}"] = ranks.take(within)

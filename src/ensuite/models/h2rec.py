@@ -128,7 +128,7 @@ class H2RecConfig:
     """Its positives: items with the same codes, of weight 1."""
     debias: float = 0.1
     """Taken off its denominator for each item that is no positive; 0 = as InfoNCE."""
-    code_items: int = 2048
+    code_items: int = 1024
     """It reads at most so many of a batch's target items: of more, a random share."""
     mask_weight: float = 0.1
     """Weight of the masked granularity; 0 = without."""

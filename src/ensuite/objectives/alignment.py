@@ -3,6 +3,8 @@ other thing to some degree."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,14 +44,14 @@ def weighted_info_nce(
     with torch.autocast(one.device.type, enabled=False):
         wide = torch.promote_types(torch.promote_types(one.dtype, two.dtype), torch.float32)
         cosines = F.normalize(one.to(wide), dim=1) @ F.normalize(two.to(wide), dim=1).T  # [N, N]
-        positive, others = weights > 0, (weights == 0).sum(1)
+        e = ((cosines - 1) / temperature).exp()  # of the scale exp(-1 / temperature), which cancels out
+        positive = weights > 0
+        chance = debias * math.exp(-1 / temperature) * (~positive).sum(1)  # [N]
         losses = []
-        for logits in (cosines / temperature, cosines.T / temperature):
-            most = logits.detach().amax(1, keepdim=True)
-            e = (logits - most).exp()
-            negative = (e * ~positive).sum(1) - debias * others * (-most[:, 0]).exp()
-            below = (e * positive).sum(1) + negative.clamp(min=0)
-            losses.append(below.log() - (e * weights).sum(1).log())
+        for table in (e, e.T):
+            near = (table * positive).sum(1)
+            far = (table.sum(1) - near - chance).clamp(min=0)
+            losses.append((near + far).log() - (table * weights).sum(1).log())
         return torch.stack(losses).mean()
 
 
@@ -62,8 +64,8 @@ def soft_info_nce(one: Tensor, two: Tensor, temperature: float = 1.0) -> Tensor:
     The vectors [B, D] each are read as they are, and the gradient reaches the targets too. Both directions
     have the same targets, since what they are made of is symmetric.
 
-    >>> soft_info_nce(torch.eye(2) * 10, torch.eye(2) * 10)
-    tensor(0.)
+    >>> soft_info_nce(torch.zeros(2, 3), torch.zeros(2, 3)).exp()  # of two that nothing tells apart
+    tensor(2.)
     """
     with torch.autocast(one.device.type, enabled=False):
         wide = torch.promote_types(one.dtype, torch.float32)

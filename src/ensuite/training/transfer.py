@@ -102,6 +102,7 @@ def transfer(
         codebooks=None if books is None else [book.float() for book in books],
     )
     carried = _carry(run, model, dataset, materials)
+    assert run.config.codes is not None
     codes = dataclasses.replace(
         run.config.codes,
         table="",
