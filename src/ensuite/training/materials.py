@@ -56,7 +56,10 @@ def template(codes: CodesConfig, dataset: Dataset) -> str | None:
     images alone."""
     if codes.text or codes.images or codes.encoder.startswith(RUN):
         return codes.text or None
-    columns = [name for name in TEXTS if name in dataset.items.columns]
+    from ensuite.content.template import as_text
+
+    items = dataset.items
+    columns = [name for name in TEXTS if name in items.columns and any(map(as_text, items[name]))]
     if not columns:
         there = ", ".join(dataset.items.columns)
         raise EnsuiteError(
