@@ -31,6 +31,7 @@ from ensuite.codes.build import build_table
 from ensuite.codes.fsq import FSQ, FSQConfig
 from ensuite.codes.parallel import narrow_search
 from ensuite.codes.table import SemanticIdTable
+from ensuite.codes.trie import CodeTrie
 from ensuite.data.batches import Batch, History, read_history
 from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
@@ -246,6 +247,13 @@ def test_the_papers_search_keeps_its_widths_and_leaves_the_rest_tied(constrained
         assert len(ranked[row, rest].unique()) == 1
         assert not found or float(ranked[row, rest[0]]) < float(ranked[row, found].min())
     assert trie.n_items == N_ITEMS
+
+
+def test_the_first_token_has_a_width_of_its_own():
+    codes = torch.arange(-1, 8)[:, None]  # eight items of one code
+    leaf, score = narrow_search(CodeTrie(codes), [torch.arange(8.0)[None]], first=6, branches=2, width=5)
+    assert leaf.tolist() == [[7, 6, 5, 4, 3, 2]]
+    assert score.tolist() == [[7, 6, 5, 4, 3, 2]]
 
 
 @pytest.mark.parametrize("ranking", ["exact", "beam"])
