@@ -77,7 +77,11 @@ def test_times_become_those_of_the_finest_unit(tmp_path: Path):
     card = {"split": {"kind": "leave-one-out", "targets": "next"}}
     seconds, millis = (
         dataset(
-            tmp_path / unit, [[1, 2, 3]], time=np.array([5, 5, 9]), split=split, card=card | {"time_unit": unit}
+            tmp_path / unit,
+            [[1, 2, 3]],
+            time=np.array([5, 5, 9]),
+            split=split,
+            card=card | {"time_unit": unit},
         )
         for unit in ("s", "ms")
     )

@@ -31,6 +31,7 @@ from ensuite.codes.build import build_table
 from ensuite.codes.fsq import FSQ, FSQConfig
 from ensuite.codes.parallel import narrow_search
 from ensuite.codes.table import SemanticIdTable
+from ensuite.codes.trie import CodeTrie
 from ensuite.data.batches import Batch, History, read_history
 from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
@@ -223,7 +224,7 @@ def test_wide_enough_the_papers_search_ranks_as_exact_scores_do(constrained: boo
 
 @pytest.mark.parametrize("constrained", [True, False])
 def test_the_papers_search_keeps_its_widths_and_leaves_the_rest_tied(constrained: bool):
-    model = build(ranking="beam", first_beams=3, branches=2, beams=5, constrained=constrained)
+    model = build(ranking="beam", first_beams=6, branches=2, beams=5, constrained=constrained)
     history, trie = histories(model), model.catalogue()
     with torch.inference_mode():
         log_probs = model.log_probs(history)
@@ -237,8 +238,8 @@ def test_the_papers_search_keeps_its_widths_and_leaves_the_rest_tied(constrained
                 values = [(score + float(log_probs[level][row, c]), (*codes, c)) for c in range(SIZE)]
                 if constrained:
                     values = [v for v in values if v[1] in prefixes[level + 1]]
-                longer += sorted(values, reverse=True)[: 2 if level else 3]
-            beams = sorted(longer, reverse=True)[: 5 if level else 3]
+                longer += sorted(values, reverse=True)[: 2 if level else 6]
+            beams = sorted(longer, reverse=True)[: 5 if level else 6]
         reached = {codes for _, codes in beams} & prefixes[4]
         found = [item for item in range(1, N_ITEMS + 1) if tuple(model.codes[item].tolist()) in reached]
         assert torch.allclose(ranked[row, found], scores[row, found], atol=1e-3)
@@ -246,6 +247,13 @@ def test_the_papers_search_keeps_its_widths_and_leaves_the_rest_tied(constrained
         assert len(ranked[row, rest].unique()) == 1
         assert not found or float(ranked[row, rest[0]]) < float(ranked[row, found].min())
     assert trie.n_items == N_ITEMS
+
+
+def test_the_first_token_has_a_width_of_its_own():
+    codes = torch.arange(-1, 8)[:, None]  # eight items of one code
+    leaf, score = narrow_search(CodeTrie(codes), [torch.arange(8.0)[None]], first=6, branches=2, width=5)
+    assert leaf.tolist() == [[7, 6, 5, 4, 3, 2]]
+    assert score.tolist() == [[7, 6, 5, 4, 3, 2]]
 
 
 @pytest.mark.parametrize("ranking", ["exact", "beam"])

@@ -49,7 +49,7 @@ def shop(out: Path, seed: int, words: tuple[str, ...], n_users: int = 100) -> Da
         item_idx=dataset.item_idx,
         time=None,
         split=dataset.split,
-        items=dataset.items.with_columns(title=pl.Series(titles)),
+        items=dataset.items.with_columns(title=pl.Series(titles), brand=pl.lit("")),  # nobody knows a brand
         users=dataset.users,
         columns={},
         card={"time_unit": None, "split": dataset.card["split"], "name": out.name},
@@ -164,6 +164,7 @@ def test_the_command_says_what_to_lay_beside_it(world: World, capsys: pytest.Cap
     )
     said = capsys.readouterr().out
     assert "32 items as " in said
+    assert "of '{title}'" in said  # a column that says nothing is no part of it
     assert "ensuite train recency" in said
     assert "ensuite train content-knn" in said
     with pytest.raises(EnsuiteError, match="exists already; --resume to go on, --overwrite to start again"):

@@ -52,8 +52,8 @@ def join(
     for dataset in datasets:
         if DOMAIN in dataset.items.columns:
             raise EnsuiteError(
-                f"{dataset.path}: its items have a column '{DOMAIN}' already; rename it, or, if the dataset was "
-                "joined, join those that it was made of"
+                f"{dataset.path}: its items have a column '{DOMAIN}' already; rename it, or, if the dataset "
+                "was joined, join those that it was made of"
             )
     split_card = _common_split(datasets, names)
     unit = _common_unit(datasets)
@@ -90,8 +90,11 @@ def join(
         "column_types": {} if session is None else {"session": "integer, the user's sessions from 0"},
     }
     audit_arrays(offsets, time, item, split, card, items.height, str(out), session)
-    counts = {key: sum(d.card.get("report", {}).get(key, 0) for d in datasets) for key in ("duplicates",)}
-    counts["repeats"] = sum(d.card.get("report", {}).get("consecutive_repeats", 0) for d in datasets)
+    reports = [d.card.get("report", {}) for d in datasets]
+    counts = {
+        "duplicates": sum(report.get("duplicates", 0) for report in reports),
+        "repeats": sum(report.get("consecutive_repeats", 0) for report in reports),
+    }
     notes = [
         f"{name}: {d.n_events:,} events of {d.n_users:,} users with {d.n_items:,} items"
         for name, d in zip(names, datasets)
@@ -122,7 +125,7 @@ def join(
 
 def _common_split(datasets: Sequence[Dataset], names: Sequence[str]) -> dict[str, Any]:
     """Return the split's entry in the card: what all have in common, counts added up."""
-    meant = {}
+    meant: dict[str, str] = {}
     for name, dataset in zip(names, datasets):
         said = {key: value for key, value in dataset.card["split"].items() if not isinstance(value, int)}
         meant.setdefault(json.dumps(said, sort_keys=True), name)
@@ -145,8 +148,8 @@ def _common_unit(datasets: Sequence[Dataset]) -> str | None:
     finest = min(units, key=SECONDS_PER_TICK.__getitem__)
     if "cuts" in datasets[0].card["split"] and len(set(units)) > 1:
         raise EnsuiteError(
-            f"the cuts of a global-time split are in different units ({', '.join(units)}); prepare the logs with "
-            "times of one unit"
+            f"the cuts of a global-time split are in different units ({', '.join(units)}); prepare the logs "
+            "with times of one unit"
         )
     return finest
 
@@ -157,7 +160,8 @@ def _ticks(dataset: Dataset, unit: str) -> int:
 
 
 def _ids(tables: Sequence[pl.DataFrame], names: Sequence[str], key: str) -> tuple[pl.DataFrame, np.ndarray]:
-    """Return one table in ascending order of the new ids, and where each old row, table by table, is in it."""
+    """Return one table in ascending order of the new ids, and where in it each old row, table by table,
+    is."""
     mixed = {
         column
         for table in tables

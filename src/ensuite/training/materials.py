@@ -57,7 +57,9 @@ def template(codes: CodesConfig, items: pl.DataFrame, where: str) -> str | None:
     images alone."""
     if codes.text or codes.images or codes.encoder.startswith(RUN):
         return codes.text or None
-    columns = [name for name in TEXTS if name in items.columns]
+    from ensuite.content.template import as_text
+
+    columns = [name for name in TEXTS if name in items.columns and any(map(as_text, items[name]))]
     if not columns:
         there = ", ".join(items.columns)
         raise EnsuiteError(
