@@ -14,12 +14,12 @@ import pytest
 import torch
 from conftest import make_dataset
 from content.small_encoder import write_encoder
-from ensuite.data.join import join
 
 from ensuite.cli.transfer import main
 from ensuite.codes.table import SemanticIdTable
 from ensuite.codes.tokeniser import load_tokeniser
 from ensuite.data.dataset import Dataset, write_dataset
+from ensuite.data.join import join
 from ensuite.errors import EnsuiteError
 from ensuite.evaluate.compare import compare
 from ensuite.evaluate.evaluate import evaluate
