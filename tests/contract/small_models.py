@@ -40,6 +40,7 @@ SMALL = {
     "level_sizes": (6, 5, 4, 3),
     "code_dim": 16,
     "vector_dim": 16,
+    "content_dim": 16,
 }
 """Values for fields of these names; a model's other fields keep their defaults."""
 
@@ -117,7 +118,8 @@ def materials_section(config: RunConfig, path: Path) -> dict[str, dict[str, str]
     if config.codes is None:
         return {}
     if "vectors" in load_model(config.name).reads:
-        return {"codes": {"encoder": f"run:{_trained()}", "settings": {"levels": 2, "size": 6}}}
+        made = {"tokeniser": "rq-k-means", "settings": {"levels": 2, "size": 6}}
+        return {"codes": {"encoder": f"run:{_trained()}"} | made}
     table = small_materials(config).codes
     assert table is not None
     table.save(path / "codes")

@@ -81,6 +81,8 @@ def test_slices():
         "tail items": [0, 2],
         "cold items": [0],
         "cold users": [2],
+        "repeated items": [1],
+        "new items": [0, 2],
         "popularity 1-9": [2],
         "popularity 10-29": [1],
         "history 1-5": [0, 2],

@@ -1,4 +1,4 @@
-"""Which items occur near each other: weighted pairs, counted on the events that are given and no others."""
+"""Which items occur near each other: pairs with weights, counted on the events that are given, no others."""
 
 from __future__ import annotations
 

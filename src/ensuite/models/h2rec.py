@@ -381,13 +381,16 @@ class H2Rec(Retriever):
 
     # -- new items --
 
+    @property
+    def codes(self) -> Tensor:
+        """The codes that it reads, [V + 1, C]."""
+        return self.identities.codes
+
     def with_codes(self, codes: Tensor, vectors: Tensor | None = None) -> Self:
-        """Return this model with items V + 1, V + 2, ... more, by their codes [N, C]: they are scored, and
-        read in histories, and nothing that was learned changes.
+        """Return this model with more items, by their codes [N, at least C] (`TakesCodes`).
 
         Their HIDs are what all began as, made of their content ``vectors`` [N, E]; without these they are 0,
-        and their codes alone speak for them. This model stays as it is; the new one shares all other weights
-        with it.
+        and their codes alone speak for them.
 
         Raises
         ------

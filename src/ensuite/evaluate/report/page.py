@@ -207,6 +207,10 @@ def _slices(c: Comparison) -> list[str]:
             ],
             "Head: the 20 % of items with most training events; cold: without one.",
         ),
+        "Repeated and new targets": (
+            [name for name in ("repeated items", "new items") if name in c.slice_sizes],
+            "Targets that the user's history holds, and that it does not.",
+        ),
         "Targets by popularity": (
             [name for name in c.slice_sizes if name.startswith("popularity ")],
             "Targets by the number of their item's training events.",

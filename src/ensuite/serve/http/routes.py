@@ -182,9 +182,10 @@ async def similar(item_id: PathId, service: Served, k: Annotated[int, Query(ge=1
     tags=["items"],
 )
 async def put_items(body: schemas.Items, service: Served) -> Response:
-    """Add items that came after the training, `like` known ones: recommended and read at once.
+    """Add items that came after the training: recommended and read at once.
 
-    Refused, with the reason, where the model cannot; nothing is stored then. Titles of known items change.
+    A model that knows items by their text reads title and attributes, others what they are `like`. Refused,
+    with the reason, where the model cannot; nothing is stored then. Titles of known items change.
     """
     return JSONResponse(_new_items(await service.put_items([item.item() for item in body.items])))
 
