@@ -38,6 +38,7 @@ SMALL = {
     "dropout": 0.1,
     "head_dim": 8,
     "level_sizes": (6, 5, 4, 3),
+    "n_categories": 5,
 }
 """Values for fields of these names; a model's other fields keep their defaults."""
 
@@ -106,6 +107,7 @@ def small_materials(config: RunConfig) -> Materials:
         codes=table,
         vectors=vectors if "vectors" in reads else None,
         codebooks=books if "codebooks" in reads else None,
+        categories=torch.tensor([-1, *(n % 5 for n in range(N_ITEMS))]) if "categories" in reads else None,
     )
 
 
@@ -114,8 +116,9 @@ def materials_section(config: RunConfig, path: Path) -> dict[str, dict[str, str]
     what `small_materials` gives, or for a model that reads vectors, codes of those of a trained run."""
     if config.codes is None:
         return {}
-    if "vectors" in load_model(config.name).reads:
-        return {"codes": {"encoder": f"run:{_trained()}", "settings": {"levels": 2, "size": 6}}}
+    if {"vectors", "categories"} & set(load_model(config.name).reads):
+        made = {"tokeniser": "rq-k-means", "settings": {"levels": 2, "size": 6}}
+        return {"codes": {"encoder": f"run:{_trained()}"} | made}
     table = small_materials(config).codes
     assert table is not None
     table.save(path / "codes")
@@ -148,7 +151,7 @@ def build_model(name: str, *, seed: int = 0, with_objective: bool = True) -> Mod
             pytest.skip(str(error))
         raise
     if model.samples:
-        samples = Samples(made_up_log(), config.samples, max_length=model.max_length, batch_size=8, seed=0)
+        samples = Samples(made_up_log(), config.samples, max_length=model.max_length, batch_size=64, seed=0)
         model.start_epoch(0, samples.everything())
     return model.eval()
 
