@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -70,8 +71,8 @@ def made_up_log(seed: int = 0) -> Events:
     return Events(ends - lengths, ends, items, time, 1.0, N_ITEMS, session)
 
 
-def made_up_dataset(path: Path) -> Dataset:
-    """The same log as a dataset folder, split leave-one-out."""
+def made_up_dataset(path: Path, **columns: Sequence[str]) -> Dataset:
+    """The same log as a dataset folder, split leave-one-out; ``columns`` of the items beside their ids."""
     events = made_up_log()
     lengths = events.lengths
     return write_dataset(
@@ -80,7 +81,7 @@ def made_up_dataset(path: Path) -> Dataset:
         item_idx=events.item_idx,
         time=events.time,
         split=Split(lengths - 2, lengths - 1, lengths),
-        items=pl.DataFrame({"item_id": ITEM_IDS}),
+        items=pl.DataFrame({"item_id": ITEM_IDS} | columns),
         users=pl.DataFrame({"user_id": np.arange(N_USERS)}),
         columns={"session": events.session},
         card={"time_unit": "s", "split": {"kind": "leave-one-out", "targets": "next"}},
