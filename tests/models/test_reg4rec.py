@@ -11,8 +11,10 @@ import pytest
 import torch
 from small_models import ITEM_IDS, N_ITEMS, histories, made_up_log, pick, small_config, small_materials
 
+from ensuite.codes.kinds import tokeniser_class
 from ensuite.codes.table import SemanticIdTable
 from ensuite.codes.unordered import unordered_search
+from ensuite.config import build_config
 from ensuite.data.batches import Batch, History
 from ensuite.errors import EnsuiteError
 from ensuite.models._reg4rec_pars import PARSConfig
@@ -102,14 +104,18 @@ def test_relabelled_codebooks_give_the_same_lists():
     assert torch.allclose(scores, same, atol=1e-4)
 
 
-def test_the_target_is_taught_in_the_order_of_confidence_and_each_codebook_once():
-    model = build()
+@pytest.mark.parametrize("confidence", ["best", "true"])
+def test_the_target_is_taught_in_the_order_of_confidence_and_each_codebook_once(confidence):
+    model = build(confidence=confidence)
     history, codes = histories(model), model.codes[torch.tensor([1, 9, 17, 25, 33, 41])].long()
     with torch.no_grad():
         memory, mask = model.encode(history.items)
         books = model.confident_order(memory, mask, codes)
         hidden = model.read_paths(memory, mask, books[:, None], codes[:, None])[:, 0]
-        certain = model.log_probs(hidden).gather(3, codes[:, None, :, None].expand(-1, 5, -1, -1))[..., 0]
+        certain = model.log_probs(hidden)  # [B, M + 1, M, K]
+        if confidence == "true":
+            certain = certain.gather(3, codes[:, None, :, None].expand(-1, 5, -1, -1))
+        certain = certain.amax(3)
     assert books.sort(1).values.tolist() == [[0, 1, 2, 3]] * 6
     for row, order in enumerate(books.tolist()):
         for step, book in enumerate(order):
@@ -267,4 +273,6 @@ def test_its_recipes_resolve():
         values, where = read_recipe(path)
         _, config = resolve("reg4rec", values, where=where)
         assert config.codes is not None
+        made = build_config(tokeniser_class(config.codes.tokeniser).Config, config.codes.settings, where)
         assert config.codes.tokeniser == "mpq"
+        assert made.levels >= 4

@@ -6,9 +6,9 @@ overview figure; where these are silent, a choice was made and is named. No figu
 An item is a *set* of M codes, one of each codebook (tokeniser `mpq`). An encoder reads the history; a decoder
 writes the codes of the next item, and in which order is a part of what it decides:
 
-- **CRSS**: at every step the codebook comes next whose best code the model is most certain of. The search
-  does so at inference; in training, the order in which a target's codes are taught is that of the model's
-  confidence in the true ones, or, with a probability that falls in the first epochs, a random one.
+- **CRSS**: at every step the codebook comes next whose best code the model is most certain of: in the search,
+  and where a target's codes are taught, unless, with a probability that falls in the first epochs, their order
+  is random.
 - **PARS**: a second stage of training. Groups of paths are drawn inside the catalogue and rewarded for codes
   and categories that are the target's, for reaching it, and for steps of one category; the better ones of a
   group become likelier (GRPO), with a penalty for leaving the first stage's model. The run of the first stage
@@ -21,6 +21,9 @@ writes the codes of the next item, and in which order is a part of what it decid
 
 Choices, where the sources are silent:
 - Confidence is a softmax inside each codebook, so that small ones are not preferred.
+- A target's codes are taught in the order in which the search would take the codebooks. Ordered by confidence
+  in the true codes instead (``confidence: true``), a codebook is taught first only where it is guessed right,
+  and the model grows surer than it may be.
 - <EOS> is all that may follow M codes: its probability is 1, and it is not computed.
 - A path's category at a step is predicted from the decoder's state after that step, by a head that the first
   stage trains.
@@ -95,6 +98,9 @@ class REG4RecConfig(GeneratorConfig):
     """Standard deviation of the initial token vectors."""
     order: Literal["crss", "fixed"] = "crss"
     """Codes by confidence, or codebook after codebook in training and search."""
+    confidence: Literal["best", "true"] = "best"
+    """CRSS in training: the codebook whose best code the model is most certain of comes next, as in the
+    search, or that of whose true code it is."""
     random_first: float = 1.0
     """CRSS: share of the targets that are taught in a random order in the first epoch."""
     random_last: float = 0.2
@@ -340,16 +346,18 @@ class REG4Rec(Generator):
 
     @torch.no_grad()
     def confident_order(self, memory: Tensor, mask: Tensor, codes: Tensor) -> Tensor:
-        """Return the codebooks [B, M] in the order in which the model is most certain of the true ``codes``
-        [B, M], each after those before it."""
+        """Return the codebooks [B, M] in the order of the model's confidence, each after the true ``codes``
+        [B, M] of those before it."""
         was_training = self.decoder.training
         self.decoder.eval()
         hidden, cache = self._begin(memory, mask)
         used = torch.zeros_like(codes, dtype=torch.bool)
         books = torch.empty_like(codes)
         for step in range(self.books):
-            certain = self.log_probs(hidden)[:, 0].gather(2, codes[..., None])[..., 0]  # [B, M]
-            certain = certain.masked_fill(used, -torch.inf)
+            certain = self.log_probs(hidden)[:, 0]  # [B, M, K]
+            if self.config.confidence == "true":
+                certain = certain.gather(2, codes[..., None])
+            certain = certain.amax(2).masked_fill(used, -torch.inf)  # [B, M]
             book = certain[:, : self.free if step < self.free else self.books].argmax(1, keepdim=True)
             books[:, step : step + 1] = book
             used.scatter_(1, book, True)

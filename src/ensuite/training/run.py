@@ -199,6 +199,7 @@ def build_card(model: Model, config: RunConfig, dataset: Dataset) -> dict[str, A
     return {
         "format_version": FORMAT_VERSION,
         "model": config.name,
+        "state": model.state,
         "n_items": dataset.n_items,
         "parameters": sum(p.numel() for p in model.parameters()),
         "seed": config.seed,
