@@ -7,8 +7,8 @@ An item is a *set* of M codes, one of each codebook (tokeniser `mpq`). An encode
 writes the codes of the next item, and in which order is a part of what it decides:
 
 - **CRSS**: at every step the codebook comes next whose best code the model is most certain of: in the search,
-  and where a target's codes are taught, unless, with a probability that falls in the first epochs, their order
-  is random.
+  and where a target's codes are taught, unless, with a probability that falls in the first epochs, their
+  order is random.
 - **PARS**: a second stage of training. Groups of paths are drawn inside the catalogue and rewarded for codes
   and categories that are the target's, for reaching it, and for steps of one category; the better ones of a
   group become likelier (GRPO), with a penalty for leaving the first stage's model. The run of the first stage
