@@ -78,8 +78,8 @@ class SamplesConfig:
             )
         if self.ahead and self.kind != "prefixes":
             raise ValueError(
-                f"ahead = {self.ahead} reads on after the one target of a sample, which '{self.kind}' samples "
-                "lack or have at the end of the training events; use kind = prefixes, or ahead = 0"
+                f"ahead = {self.ahead} reads on after the one target of a sample; '{self.kind}' samples have "
+                "none, or the last training event; use kind = prefixes, or ahead = 0"
             )
 
 

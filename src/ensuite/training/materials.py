@@ -141,7 +141,7 @@ def gather_materials(
             dataset.items,
             codes.category,
             str(dataset.path),
-            lambda: _vectors(codes, table, folder, dataset, device, display) if vectors is None else vectors,
+            lambda: _vectors(codes, table, dataset, device, display) if vectors is None else vectors,
             config.seed,
         )
     return Materials(codes=table, vectors=vectors, codebooks=codebooks, categories=categories)
