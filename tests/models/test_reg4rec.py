@@ -13,7 +13,6 @@ from small_models import ITEM_IDS, N_ITEMS, histories, made_up_log, pick, small_
 
 from ensuite.codes.kinds import tokeniser_class
 from ensuite.codes.table import SemanticIdTable
-from ensuite.codes.unordered import unordered_search
 from ensuite.config import build_config
 from ensuite.data.batches import Batch, History
 from ensuite.errors import EnsuiteError
@@ -63,9 +62,7 @@ def test_scores_of_the_search_are_what_reading_the_paths_gives(input, order):
     model = build(input=input, order=order, corp=0.0)
     history, index = histories(model, 3), model.catalogue()
     memory = model.encode(history.items)
-    items, scores, books = unordered_search(
-        index, model.begin(history), model.step, width=N_ITEMS, k=N_ITEMS, order=model._order
-    )
+    items, scores, books = model.search(history, index, width=N_ITEMS, k=N_ITEMS)
     assert [sorted(row) for row in items.tolist()] == [list(range(1, N_ITEMS + 1))] * 3
     codes = model.codes[items].long()
     read = -model.cross_entropy(model.read_paths(*memory, books, codes), books, codes)
@@ -194,8 +191,7 @@ def test_paths_that_disagree_with_themselves_come_last_and_none_vanishes():
     model = build(corp=0.0)
     torch.nn.init.normal_(model.tokens.weight, std=3.0)  # states differ more, and so do their categories
     history, index = histories(model), model.catalogue()
-    every = {"width": N_ITEMS, "k": N_ITEMS}
-    items, scores, books = unordered_search(index, model.begin(history), model.step, **every)
+    items, scores, books = model.search(history, index, width=N_ITEMS, k=N_ITEMS)
     free = ask(model, history, N_ITEMS)
     assert torch.equal(free[0], items)
     seen = categories_of(model, history, items, books)

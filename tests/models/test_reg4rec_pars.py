@@ -195,7 +195,7 @@ def test_paths_are_drawn_anew_as_often_as_asked_and_the_reference_stays():
 
 
 def test_a_constant_category_is_warned_of(caplog):
-    caplog.set_level(logging.INFO, "ensuite.models.reg4rec")
+    caplog.set_level(logging.INFO, "ensuite.models._reg4rec_pars")
     aligned()
     assert "entropy of the predicted categories" in caplog.text
     assert "nearly all paths" not in caplog.text
@@ -306,6 +306,28 @@ def test_two_stages_are_one_run_that_goes_on_where_it_was_cut(data, tmp_path: Pa
     })  # fmt: skip
     assert not (tmp_path / "more" / "base").exists()
     assert more.card["training"]["epochs"] == 2  # preference.epochs: there is one stage, the second
+
+
+def test_both_stages_know_the_codes_that_the_run_makes(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    dataset, _ = data
+    train("sasrec", dataset, tmp_path / "sasrec", recipe={"training": {"epochs": 1}})
+    made = {"tokeniser": "rq-k-means", "settings": {"levels": 2, "size": 6}}
+    recipe = RECIPE | {"codes": {"encoder": f"run:{tmp_path / 'sasrec'}"} | made}
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ensuite.training.loop._first_stage", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train("reg4rec", dataset, tmp_path / "run", recipe=recipe)
+    run = train("reg4rec", dataset, tmp_path / "run", resume=True)
+    base = load_run(tmp_path / "run" / "base")
+    assert base.config.codes.table == str(tmp_path / "run" / "codes")
+    assert not (tmp_path / "run" / "base" / "codes").exists()
+    assert torch.equal(base.model.codes, run.model.codes)
+    assert run.config.model.digit
+    assert run.card["state"] == "reconstruction"
 
 
 def test_what_comes_after_training_moves_no_reward(data, tmp_path: Path):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
 from ensuite.config import config
+
+log = logging.getLogger(__name__)
 
 
 @config
@@ -135,3 +139,30 @@ def clipped_loss(
     least = torch.minimum(ratio * gain, ratio.clamp(1 - c.clip, 1 + c.clip) * gain)
     apart = reference - log_probs
     return (c.kl * (apart.exp() - apart - 1) - least).mean()
+
+
+def report(predicted: Tensor, true: Tensor, rewards: Tensor) -> None:
+    """Log what paths are worth, [S, G]; warn when nearly all their steps predict one category, which the
+    reward for consistency pays for whatever the target is. ``predicted`` and ``true`` count the categories
+    of steps and of items, [C] each."""
+    said, of_items = _entropy(predicted), _entropy(true)
+    log.info(
+        "paths drawn: mean reward %.3f, deviation in a group %.3f, entropy of the predicted categories %.2f "
+        "nats (of the items' %.2f)",
+        float(rewards.mean()),
+        float(rewards.std(1, correction=0).mean()),
+        said,
+        of_items,
+    )
+    if said < 0.2 * of_items:
+        log.warning(
+            "the steps of nearly all paths predict one category (entropy %.2f nats, the items' have %.2f): "
+            "lower preference.step_consistency, or raise preference.kl",
+            said,
+            of_items,
+        )
+
+
+def _entropy(counts: Tensor) -> float:
+    """Return the entropy of what was counted, in nats."""
+    return float(torch.special.entr(counts.double() / counts.sum()).sum())

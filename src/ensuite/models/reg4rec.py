@@ -40,7 +40,6 @@ Choices, where the sources are silent:
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,7 +51,7 @@ from ensuite.codes.unordered import CodeIndex, Start, unordered_search
 from ensuite.config import config
 from ensuite.data.batches import Batch, History
 from ensuite.errors import EnsuiteError
-from ensuite.models._reg4rec_pars import PARSConfig, advantages, clipped_loss, path_rewards
+from ensuite.models._reg4rec_pars import PARSConfig, advantages, clipped_loss, path_rewards, report
 from ensuite.models.generator import Generator, GeneratorConfig
 from ensuite.models.materials import Materials
 from ensuite.nn.t5 import Cache, Shape, Stack
@@ -66,8 +65,6 @@ PRUNED = 1000.0
 
 SCORES_HELD = 1 << 26
 """Probabilities of codes that exact scoring holds at a time."""
-
-log = logging.getLogger(__name__)
 
 
 @config
@@ -408,7 +405,7 @@ class REG4Rec(Generator):
             judged = [self._judge(batch, *self._drawn(batch))[0] for batch in batches]
             self._set(now)
             self.reference_log_probs = torch.cat(judged)[order]
-        self._report(torch.stack(predicted).sum(0), rewards)
+        report(torch.stack(predicted).sum(0), torch.bincount(self.categories[1:]), rewards)
 
     def draw_paths(
         self, history: History, index: CodeIndex, noise: torch.Generator | None = None
@@ -416,17 +413,8 @@ class REG4Rec(Generator):
         """Draw a group of paths in the catalogue for each history: the items in which they end, [B, G], and
         their codebooks in order, [B, G, M]."""
         c = self.config.preference
-        items, _, books = unordered_search(
-            index,
-            self.begin(history),
-            self.step,
-            width=c.group,
-            k=c.group,
-            order=self._order,
-            last=int(self.config.digit),
-            temperature=c.temperature,
-            generator=noise,
-        )
+        how = {"temperature": c.temperature, "generator": noise}
+        items, _, books = self.search(history, index, width=c.group, k=c.group, **how)
         return items, books
 
     def _judge(self, batch: Batch, items: Tensor, books: Tensor) -> tuple[Tensor, Tensor]:
@@ -444,26 +432,6 @@ class REG4Rec(Generator):
         for parameter, value in zip(self.parameters(), values):
             parameter.copy_(value.view_as(parameter))
 
-    def _report(self, predicted: Tensor, rewards: Tensor) -> None:
-        """Log what the paths are worth; warn when nearly all steps predict one category, which the reward for
-        consistency pays for whatever the target is."""
-        said, true = _entropy(predicted), _entropy(torch.bincount(self.categories[1:]))
-        log.info(
-            "paths drawn: mean reward %.3f, deviation in a group %.3f, entropy of the predicted categories "
-            "%.2f nats (of the items' %.2f)",
-            float(rewards.mean()),
-            float(rewards.std(1, correction=0).mean()),
-            said,
-            true,
-        )
-        if said < 0.2 * true:
-            log.warning(
-                "the steps of nearly all paths predict one category (entropy %.2f nats, the items' have "
-                "%.2f): lower preference.step_consistency, or raise preference.kl",
-                said,
-                true,
-            )
-
     def _preference(self, batch: Batch) -> Tensor:
         if not len(self.drawn_items):
             raise RuntimeError("no paths yet: start_epoch comes before the first loss")
@@ -476,10 +444,6 @@ class REG4Rec(Generator):
         )
 
     # -- search --
-
-    @property
-    def _order(self) -> list[int] | None:
-        return list(range(self.books)) if self.config.order == "fixed" else None
 
     @property
     def pruned_below(self) -> float:
@@ -523,6 +487,21 @@ class REG4Rec(Generator):
             log_probs = log_probs - PRUNED * low[..., None, None]
         return log_probs, (number + 1, cache, now, agreed)
 
+    def search(
+        self, history: History, index: CodeIndex, *, width: int, k: int, **how: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Search the catalogue along this model's order of codebooks, see `unordered_search`."""
+        return unordered_search(
+            index,
+            self.begin(history),
+            self.step,
+            width=width,
+            k=k,
+            order=list(range(self.books)) if self.config.order == "fixed" else None,
+            last=int(self.config.digit),
+            **how,
+        )
+
     def generate(
         self,
         history: History,
@@ -538,16 +517,13 @@ class REG4Rec(Generator):
         """Do as `Generator.generate`; with a ``temperature``, lists are drawn (see `unordered_search`)."""
         index = self.catalogue() if catalogue is None else catalogue
         width = max(k, min(self.config.beams if beams is None else beams, index.items.shape[1]))
-        items, scores, _ = unordered_search(
+        items, scores, _ = self.search(
+            history,
             index,
-            self.begin(history),
-            self.step,
             width=width,
             k=k if self.config.cold_share == 1 else width,
             allowed=allowed,
             excluded=excluded,
-            order=self._order,
-            last=int(self.config.digit),
             temperature=temperature,
             generator=generator,
         )
@@ -568,8 +544,3 @@ class REG4Rec(Generator):
 
 def _targets(batch: Batch) -> Tensor:
     return batch.targets.gather(1, batch.history.lengths[:, None] - 1)[:, 0]
-
-
-def _entropy(counts: Tensor) -> float:
-    """Return the entropy of what was counted, in nats."""
-    return float(torch.special.entr(counts.double() / counts.sum()).sum())
