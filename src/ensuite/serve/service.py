@@ -21,7 +21,16 @@ from ensuite.serve.new_items import NewItems
 from ensuite.serve.recommendations import Ranked
 from ensuite.serve.recommender import BATCH, Recommender
 from ensuite.serve.requests import BadRequest, NothingKnown
-from ensuite.serve.store import Appended, Event, EventStore, Happened, Item, StoredEvent, StoreUnavailable, User
+from ensuite.serve.store import (
+    Appended,
+    Event,
+    EventStore,
+    Happened,
+    Item,
+    StoredEvent,
+    StoreUnavailable,
+    User,
+)
 from ensuite.training.run import Run, load_run
 
 T = TypeVar("T")
