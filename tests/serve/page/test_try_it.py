@@ -278,3 +278,10 @@ def test_hurried_typing(served, look):
     page.keyboard.press("Enter")
     expect(page.locator(".whose")).to_have_text("user u77")
     expect(page.locator("#users")).to_have_value("")
+
+
+def test_the_api_is_described_without_the_network(served, look):
+    page = look(served.url)
+    page.goto(f"{served.url}/docs")
+    page.get_by_role("button", name="POST /v1/recommend Recommend").click()
+    expect(page.get_by_text("Recommend items for a user, a history, or both")).to_be_visible()

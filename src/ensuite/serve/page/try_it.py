@@ -327,11 +327,7 @@ class TryIt:
     # -- what happens elsewhere --
 
     async def _watch(self) -> None:
-        """Look whether the store holds new events of the user, or another model is served; and whether the
-        reader may still look."""
-        if "read" not in await self.scopes():
-            self.client.run_javascript("location.reload()")
-            return
+        """Look whether the store holds new events of the user, or another model is served."""
         if self.backend.recommender is not self._served:
             self._served = self.backend.recommender
             self.served.text = self.backend.run.name
