@@ -40,6 +40,9 @@ SMALL = {
     "head_dim": 8,
     "level_sizes": (6, 5, 4, 3),
     "n_categories": 5,
+    "code_dim": 16,
+    "vector_dim": 16,
+    "content_dim": 16,
 }
 """Values for fields of these names; a model's other fields keep their defaults."""
 
