@@ -77,13 +77,16 @@ class Batch:
     asked.
 
     ``pair`` is another view of each row for contrastive terms (`SamplesConfig.pair`), else None; it has a
-    width of its own.
+    width of its own. ``number`` tells samples of one target each apart, the same in every epoch; ``ahead``
+    are the target and the items after it (`SamplesConfig.ahead`).
     """
 
     history: History
     targets: Tensor  # [B, L] int64
     user: Tensor  # [B] int64, user rows of the dataset
     pair: History | None = None
+    number: Tensor | None = None  # [B] int64
+    ahead: Tensor | None = None  # [B, N] int64, 0 after the last training event
 
     def to(self, device: torch.device | str) -> Batch:
         """Move every tensor to ``device``."""
@@ -93,6 +96,8 @@ class Batch:
             targets=self.targets.to(device, non_blocking=True),
             user=self.user.to(device, non_blocking=True),
             pair=None if self.pair is None else self.pair.to(device),
+            number=None if self.number is None else self.number.to(device, non_blocking=True),
+            ahead=None if self.ahead is None else self.ahead.to(device, non_blocking=True),
         )
 
 

@@ -6,11 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ensuite.exporting import is_exporting
 from ensuite.nn.dropout import dropout
 
 QUERY_BLOCK = 64  # queries that attend at a time on a CPU; measured: 48 to 128 differ by a few per cent
-SHORT = 1000  # up to this length, blocks of queries are faster on a CPU than the fused kernel (measured)
 
 
 class SelfAttention(nn.Module):
@@ -62,8 +60,7 @@ class SelfAttention(nn.Module):
         if mask is not None:
             mask = mask[:, None, None] if mask.dim() == 2 else mask[:, None]  # [B, 1, 1 or Q, L]
         rate, causal = self.dropout if self.training else 0.0, self.causal and mask is None
-        blockwise = q.device.type == "cpu" and not is_exporting()  # no loop over a free length
-        if blockwise and (rate or (causal and q.shape[2] <= SHORT)):
+        if rate and q.device.type == "cpu":
             attended = _attend_causally(q, k, v, rate) if causal else _attend_masked(q, k, v, mask, rate)
         else:
             attended = F.scaled_dot_product_attention(
@@ -104,8 +101,7 @@ class SelfAttention(nn.Module):
 def _attend_causally(q: Tensor, k: Tensor, v: Tensor, rate: float) -> Tensor:
     """Attend as the fused kernel does, block of queries by block, without the keys that none of it sees.
 
-    On a CPU the kernel has no dropout, its fallback is four times slower than this, and without dropout it
-    takes twice as long on short sequences.
+    On a CPU the kernel has no dropout, and its fallback is four times slower than this.
     """
     scale, length = q.shape[-1] ** -0.5, q.shape[2]
     flat_q, flat_k, flat_v = (x.flatten(0, 1) for x in (q, k, v))  # [B * H, L, D/H]

@@ -337,7 +337,7 @@ class Recommender:
     def _read(self, ask: Ask, allowed: Tensor | None, unknown_candidates: list[ItemId]) -> _Read:
         items, times, sessions = split_times(list(ask.history), self.time_unit, ask.name)
         rows = [self._rows.get(str(item), 0) for item in items]
-        unknown = [item for item, row in zip(items, rows) if not row]
+        unknown = [] if all(rows) else [item for item, row in zip(items, rows) if not row]
         if len(unknown) == len(rows):
             shown = ", ".join(map(repr, unknown[:5]))
             raise NothingKnown(

@@ -25,6 +25,7 @@ REFUSED = {
         "it is counted, and has no encoder",
     ),
     "tiger": "its scores are no dot products of vectors",
+    "reg4rec": "its scores are no dot products of vectors",
     "pisa": r"`slots = min\(slots, int\(count.max\(\)\)\)` .*models/pisa.py.* depends on the data",
 }
 VARIANTS = {
@@ -78,6 +79,13 @@ def test_a_system_is_exported_with_its_own_scores_or_refused_with_the_reason(nam
 def test_variants(name, values, tmp_path):
     assert config_dict(small(name, **values).config) | values == config_dict(small(name, **values).config)
     assert checked(small(name, **values), name, tmp_path).difference < 1e-5
+
+
+def test_a_wrapper_around_a_system_that_reads_times(tmp_path):
+    encoder = {"dim": 8, "blocks": 1, "heads": 1, "dim_qk": 8, "dim_v": 8, "max_length": 8}
+    model = small("rearec", base="hstu", steps=1, encoder=encoder)
+    assert model.needs_times()
+    assert checked(model, "rearec", tmp_path).difference < 1e-5
 
 
 def test_what_depends_on_the_data_is_named():

@@ -55,8 +55,8 @@ reads, writes = [Depends(needs("read"))], [Depends(needs("write"))]
 PathId = Annotated[str, Path(min_length=1, max_length=TEXT, pattern=PRINTABLE)]
 
 
-def service_of(request: Request) -> Service:
-    """Return the service that the application serves."""
+async def service_of(request: Request) -> Service:
+    """Return the service that the application serves; a plain function would be called in a thread."""
     return request.app.state.service
 
 
