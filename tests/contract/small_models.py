@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ensuite.models.materials import Materials
 from ensuite.models.registry import load_model
 from ensuite.objectives import build_objective
 from ensuite.training.config import RunConfig, resolve
+from ensuite.training.loop import train
 
 N_ITEMS, N_USERS = 50, 40
 ITEM_IDS = [f"i{n:02}" for n in range(1, N_ITEMS + 1)]
@@ -85,24 +87,47 @@ def made_up_dataset(path: Path) -> Dataset:
 
 
 def small_materials(config: RunConfig) -> Materials:
-    """Return what a model reads of the 50 items: codes drawn at random, no two items alike."""
+    """Return what a model reads of the 50 items: codes drawn at random, no two items alike, and vectors of
+    16 numbers for items and codes that have nothing to do with them."""
     if config.codes is None:
         return Materials()
-    sizes = config.model.level_sizes
-    drawn = np.random.default_rng(0).choice(math.prod(sizes), N_ITEMS, replace=False)
-    codes = np.full((N_ITEMS + 1, len(sizes)), -1, np.int32)
-    codes[1:] = np.stack(np.unravel_index(drawn, sizes), 1)
-    return Materials(codes=SemanticIdTable(codes, sizes, "shared", True, ITEM_IDS))
+    reads, rng = load_model(config.name).reads, np.random.default_rng(0)
+    table = books = None
+    if "codes" in reads:
+        sizes = config.model.level_sizes
+        drawn = rng.choice(math.prod(sizes), N_ITEMS, replace=False)
+        codes = np.full((N_ITEMS + 1, len(sizes)), -1, np.int32)
+        codes[1:] = np.stack(np.unravel_index(drawn, sizes), 1)
+        table = SemanticIdTable(codes, sizes, "shared", True, ITEM_IDS)
+        books = [torch.from_numpy(rng.normal(size=(size, 16))).float() for size in sizes]
+    vectors = torch.from_numpy(rng.normal(size=(N_ITEMS + 1, 16))).float()
+    vectors[0] = 0
+    return Materials(
+        codes=table,
+        vectors=vectors if "vectors" in reads else None,
+        codebooks=books if "codebooks" in reads else None,
+    )
 
 
 def materials_section(config: RunConfig, path: Path) -> dict[str, dict[str, str]]:
-    """Write what `small_materials` gives below ``path``, and return the sections of a recipe that name it."""
+    """Write what a model reads of the items below ``path``, and return the sections of a recipe that name it:
+    what `small_materials` gives, or for a model that reads vectors, codes of those of a trained run."""
     if config.codes is None:
         return {}
+    if "vectors" in load_model(config.name).reads:
+        return {"codes": {"encoder": f"run:{_trained()}", "settings": {"levels": 2, "size": 6}}}
     table = small_materials(config).codes
     assert table is not None
     table.save(path / "codes")
     return {"codes": {"table": str(path / "codes")}}
+
+
+@cache
+def _trained() -> Path:
+    """Return a run of SASRec on the made-up log, whose item vectors describe its items."""
+    folder = Path(tempfile.mkdtemp())
+    train("sasrec", made_up_dataset(folder / "data"), folder / "run", recipe={"training": {"epochs": 1}})
+    return folder / "run"
 
 
 def build_model(name: str, *, seed: int = 0, with_objective: bool = True) -> Model:

@@ -147,6 +147,10 @@ class FSQ(Tokeniser):
         values = self.values(self.digits(codes).to(self.mean))  # [N, L, G]
         return self._rebuild(values * (torch.arange(codes.shape[1], device=codes.device) < levels)[:, None])
 
+    def code_vectors(self) -> list[Tensor]:
+        every = self.digits(torch.arange(self.level_sizes[0], device=self.mean.device))  # [K, G]
+        return [self.project_out(self.values(every.to(self.mean)))] * self.config.levels
+
     def _moves(self, points: Tensor) -> Tensor:
         bounded = self.bound(self.project_in(self._parts(points)[:, -1]))  # [N, G]
         every = self.digits(torch.arange(self.level_sizes[-1], device=points.device)).to(bounded)

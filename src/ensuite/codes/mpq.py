@@ -143,6 +143,9 @@ class MPQ(Tokeniser):
         vectors = [book.vectors[codes[:, i]] for i, book in enumerate(self.books)][:levels]
         return self.decoder(torch.stack(vectors).mean(0))
 
+    def code_vectors(self) -> list[Tensor]:
+        return [book.vectors for book in self.books]
+
     def _moves(self, points: Tensor) -> Tensor:
         last = self._scaled(self.experts[-1](points))
         return torch.cdist(last, self.books[-1].vectors).square()

@@ -82,6 +82,9 @@ class OPQ(Tokeniser):
         parts[levels:] = [torch.zeros_like(part) for part in parts[levels:]]
         return torch.cat(parts, 1) @ self.rotation.T
 
+    def code_vectors(self) -> list[Tensor]:
+        return list(self.codebooks)
+
     def _moves(self, points: Tensor) -> Tensor:
         last = (points @ self.rotation).tensor_split(self.config.levels, dim=1)[-1]
         return torch.cdist(last, self.codebooks[-1]).square()

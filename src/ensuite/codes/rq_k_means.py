@@ -109,6 +109,9 @@ class RQKMeans(Tokeniser):
             total += scale[level] * self.codebooks[level][codes[:, level]]
         return total
 
+    def code_vectors(self) -> list[Tensor]:
+        return list(self.codebooks)
+
     def _moves(self, points: Tensor) -> Tensor:
         for level in range(self.config.levels - 1):
             points = self._step(points, level)[1]

@@ -156,6 +156,9 @@ class RQVAE(Tokeniser):
         books = self.books[:levels]
         return self.decoder(torch.stack([book.vectors[codes[:, i]] for i, book in enumerate(books)]).sum(0))
 
+    def code_vectors(self) -> list[Tensor]:
+        return [book.vectors for book in self.books]
+
     def _moves(self, points: Tensor) -> Tensor:
         residual = self.encoder(points)
         for book in self.books[:-1]:

@@ -93,6 +93,11 @@ class Tokeniser(nn.Module):
         this kind stand for none."""
         raise NotImplementedError
 
+    def code_vectors(self) -> list[Tensor] | None:
+        """Return what the codes of each level stand for, each [K, d]; None: codes of this kind stand for
+        nothing."""
+        return None
+
     def _moves(self, points: Tensor) -> Tensor:
         """Return the cost of every code of the last level, the others kept: [N, K]."""
         raise NotImplementedError

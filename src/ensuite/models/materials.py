@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ensuite.codes.table import SemanticIdTable
 
 
@@ -16,3 +18,7 @@ class Materials:
 
     codes: SemanticIdTable | None = None
     """The codes of the dataset's items; rows of items that were appended to the table may follow."""
+    vectors: Tensor | None = None  # [V + 1, D] float32, row 0 is 0
+    """The content vectors of the items: those that their codes were made of."""
+    codebooks: list[Tensor] | None = None  # of each level that the tokeniser made, [K, d] float32
+    """What each code stands for; none where codes stand for nothing (LSH, random codes)."""

@@ -134,7 +134,7 @@ def resolve(
     cls = load_model(name)
     values = dict(values)
     seed = values.pop("seed", seed)
-    sections = SECTIONS if "codes" in cls.reads else SECTIONS[:-1]
+    sections = SECTIONS if cls.reads else SECTIONS[:-1]
     for section in values:
         if section == "codes" and section not in sections:
             raise EnsuiteError(f"{where}: {name} reads no codes of items; leave the section 'codes' out")

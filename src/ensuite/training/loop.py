@@ -136,7 +136,7 @@ def train(
     display = Display(bool(progress) and main, progress if isinstance(progress, str) else "")
     materials, claimed = Materials(), resume
     if not begun:  # else the checkpoint holds what was taken of them
-        if makes_codes(config):
+        if makes_codes(config, cls.reads):
             check_codes(config, dataset)
             if main and not claimed:
                 _claim(out, overwrite)
@@ -145,7 +145,7 @@ def train(
             if main:
                 make_codes(config, dataset, out / CODES, accelerator.device, display)
             accelerator.wait_for_everyone()
-        materials = gather_materials(config, dataset, out)
+        materials = gather_materials(config, cls.reads, dataset, out, accelerator.device, display)
         config = dataclasses.replace(config, model=cls.sized_for(config.model, materials))
     torch.manual_seed(config.seed)
     built = _build(cls, config, dataset)

@@ -6,10 +6,13 @@ makes them; a run that is resumed finds them there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
@@ -21,6 +24,7 @@ from ensuite.training.progress import Display
 if TYPE_CHECKING:
     import numpy as np
 
+    from ensuite.codes.table import SemanticIdTable
     from ensuite.codes.tokeniser import Tokeniser
 
 CODES = "codes"
@@ -30,9 +34,9 @@ TEXTS = ("title", "name", "brand", "categories", "genres")
 """Columns that describe an item, where no template says more."""
 
 
-def makes_codes(config: RunConfig) -> bool:
+def makes_codes(config: RunConfig, reads: Sequence[str]) -> bool:
     """Whether a table of codes is to be made before the training."""
-    return config.codes is not None and not config.codes.table
+    return config.codes is not None and "codes" in reads and not config.codes.table
 
 
 def check_codes(config: RunConfig, dataset: Dataset) -> None:
@@ -99,22 +103,62 @@ def make_codes(
         table.save(out, tokeniser)
 
 
-def gather_materials(config: RunConfig, dataset: Dataset, out: Path) -> Materials:
-    """Return what the system of ``config`` reads of the items of ``dataset``, for the run folder ``out``.
+def gather_materials(
+    config: RunConfig,
+    reads: Sequence[str],
+    dataset: Dataset,
+    out: Path,
+    device: torch.device | str,
+    display: Display,
+) -> Materials:
+    """Return what the system of ``config`` ``reads`` of the items of ``dataset``, for the run folder ``out``.
 
     Raises
     ------
     EnsuiteError
-        When the table of codes is damaged, or was made for other items.
+        When the table of codes is damaged, or was made for other items or by another encoder.
     """
-    if config.codes is None:
+    codes = config.codes
+    if codes is None:
         return Materials()
-    from ensuite.codes.table import SemanticIdTable
+    from ensuite.codes.table import TOKENISER, SemanticIdTable
+    from ensuite.codes.tokeniser import load_tokeniser
 
-    folder = Path(config.codes.table) if config.codes.table else out / CODES
-    table = SemanticIdTable.load(folder)
-    table.check_items(dataset.items["item_id"].to_list(), str(folder))
-    return Materials(codes=table)
+    table = vectors = codebooks = None
+    folder = Path(codes.table) if codes.table else out / CODES
+    if "codes" in reads:
+        table = SemanticIdTable.load(folder)
+        table.check_items(dataset.items["item_id"].to_list(), str(folder))
+    if "vectors" in reads:
+        vectors = _vectors(codes, table, folder, dataset, device, display)
+    if "codebooks" in reads:
+        found = load_tokeniser(folder / TOKENISER).code_vectors()
+        codebooks = None if found is None else [book.float() for book in found]
+    return Materials(codes=table, vectors=vectors, codebooks=codebooks)
+
+
+def _vectors(
+    codes: CodesConfig,
+    table: SemanticIdTable | None,
+    folder: Path,
+    dataset: Dataset,
+    device: torch.device | str,
+    display: Display,
+) -> Tensor:
+    """Return the content vectors [V + 1, D] of the items: those that the ``table`` in ``folder`` was made
+    of."""
+    source = Source(codes.encoder, template(codes, dataset), codes.without_text, None)
+    if table is not None:
+        made = table.provenance["encoder"]
+        source = Source(made["name"], made.get("template"), made.get("without_text", "error"), None)
+    with display.stages() as news:
+        found = source.read(dataset.items, str(dataset.path), str(device), news)
+    if table is not None and found.source["hash"] != made["hash"]:
+        raise EnsuiteError(
+            f"{folder}: its codes were made by the encoder {made['name']} of hash {made['hash']}; what goes "
+            f"by that name now has hash {found.source['hash']}: build the codes again"
+        )
+    return F.pad(torch.from_numpy(found.vectors), (0, 0, 1, 0))
 
 
 def _tokeniser_settings(codes: CodesConfig) -> Any:
