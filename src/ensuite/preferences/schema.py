@@ -108,7 +108,7 @@ def read_preferences(path: str | os.PathLike[str], dataset: Dataset) -> Preferen
 def write_preferences(path: Path, rows: Sequence[dict[str, Any]], ids: pl.DataType) -> None:
     """Write rows of the four columns aside and rename: Parquet, or JSON Lines by the name's end."""
     texts = pl.List(pl.String)
-    schema = {"user_id": ids, "step": pl.Int64, "preferences": texts, "sentiments": texts}
+    schema: dict[str, Any] = {"user_id": ids, "step": pl.Int64, "preferences": texts, "sentiments": texts}
     table = pl.DataFrame(rows, schema=schema, orient="row")
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:

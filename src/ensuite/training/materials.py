@@ -7,6 +7,7 @@ makes them; a run that is resumed finds them there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ensuite.content.template import render_items
 from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.models.materials import Materials
@@ -54,8 +56,15 @@ def check_codes(config: RunConfig, dataset: Dataset) -> None:
 
 def template(codes: CodesConfig, dataset: Dataset) -> str | None:
     """Return what describes an item of ``dataset``; None when its vectors are those of a run."""
-    if codes.text or codes.encoder.startswith(RUN):
-        return codes.text or None
+    if not codes.text and codes.encoder.startswith(RUN):
+        return None
+    return describing(codes, dataset)
+
+
+def describing(codes: CodesConfig, dataset: Dataset) -> str:
+    """Return what describes an item of ``dataset`` in words."""
+    if codes.text:
+        return codes.text
     columns = [name for name in TEXTS if name in dataset.items.columns]
     if not columns:
         there = ", ".join(dataset.items.columns)
@@ -134,7 +143,14 @@ def gather_materials(
     if "codebooks" in reads:
         found = load_tokeniser(folder / TOKENISER).code_vectors()
         codebooks = None if found is None else [book.float() for book in found]
-    return Materials(codes=table, vectors=vectors, codebooks=codebooks)
+    made = Materials(codes=table, vectors=vectors, codebooks=codebooks)
+    if "texts" not in reads:
+        return made
+    assert table is not None
+    encoder = table.provenance["encoder"]
+    text = encoder.get("template") or describing(codes, dataset)
+    texts = ["", *render_items(dataset.items, text, str(dataset.path))]
+    return replace(made, texts=texts, encoder=encoder)
 
 
 def _vectors(
