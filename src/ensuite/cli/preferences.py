@@ -13,21 +13,21 @@ import tyro
 from ensuite.cli.codes.show import Working, say_next
 
 if TYPE_CHECKING:
-    from ensuite.data.dataset import Dataset
     from ensuite.preferences.generate import Write
     from ensuite.preferences.seen import Reader
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write five preferences for each user and step, from the (at most five) events before it: by a template of
-    the items' kinds, or by a language model that reads items and reviews.
+    """Write five preferences for each user and step, from the (at most five) events before it: by a template
+    of the items' kinds, or by a language model that reads items and reviews.
 
     ensuite preferences data/ml --out preferences.parquet
     ensuite preferences data/rent --out preferences.parquet --generator llm --latest 2
 
-    Interrupted, the same command goes on. The file is Parquet, or JSON Lines if its name ends in .jsonl, a row
-    for each user and step (user_id, step, preferences, sentiments); files of your own have the same columns.
+    Interrupted, the same command goes on. The file is Parquet, or JSON Lines if its name ends in .jsonl: a
+    row for each user and step (user_id, step, preferences, sentiments); files of your own have the same
+    columns.
     """
 
     data: Annotated[Path, tyro.conf.Positional]
@@ -62,9 +62,7 @@ class Arguments:
 
 def main(argv: list[str]) -> None:
     """Run `ensuite preferences` with the arguments after its name."""
-    args = tyro.cli(
-        Arguments, args=argv, prog="ensuite preferences", config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    args = tyro.cli(Arguments, args=argv, prog="ensuite preferences", config=(tyro.conf.FlagCreatePairsOff,))
     from ensuite.cli.evaluate import pick_device
     from ensuite.data.dataset import Dataset
     from ensuite.errors import EnsuiteError

@@ -8,6 +8,8 @@ any model can be asked.
     sentiment        a preference alone: its item is to come for the positive form, and not for the negative
     consolidation    history + all preferences of the step: the next item
 
+and beside them, since the first is an oracle's, `last preference`: the step's last positive one in its place.
+
 What differs from the paper: a preference may be asked about an item in one phase only, not by taking the
 second nearest in tests, but by lots: half of the texts belong to training, a quarter each to validation and
 test. An item counts as disliked by its rating, not by a classifier of its review. The history of a user who
@@ -35,6 +37,7 @@ NEAREST = 20
 """Texts nearest to an item that are tried, until somebody else owns the other item and did not write the
 text."""
 BLOCK = 1 << 10
+NAMES: dict[Choice, str] = {"matched": "recommendation", "last": "last preference", "all": "consolidation"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,10 +93,7 @@ class Axes:
         rows = self.targets
         numbers = self.chosen(rows, choice)
         rows, numbers = rows[(numbers > 0).any(1)], numbers[(numbers > 0).any(1)]
-        axis = {"matched": "recommendation", "last": "recommendation, last preference"}.get(
-            choice, "history consolidation"
-        )
-        return Questions(axis, self.owner[rows], self._first(rows), rows, numbers, self.items[rows])
+        return Questions(NAMES[choice], self.owner[rows], self._first(rows), rows, numbers, self.items[rows])
 
     def chosen(self, rows: np.ndarray, choice: Choice) -> np.ndarray:
         """Return the preferences that go with the events ``rows``, see `choose`."""
@@ -139,10 +139,10 @@ class Axes:
         nowhere = np.zeros(len(rows), np.int64)
         positive = self.preferences.opposite[against]
         user, target = self.owner[rows], self.items[rows]
-        return Questions("sentiment following", user, nowhere, nowhere, positive, target, against)
+        return Questions("sentiment", user, nowhere, nowhere, positive, target, against)
 
     def every(self) -> Iterator[Questions]:
-        """Yield the questions of all axes that the dataset allows, recommendation also without an oracle."""
+        """Yield the questions of all axes that the dataset allows."""
         yield self.recommendation()
         yield self.recommendation("last")
         yield self.steering("fine")
