@@ -84,7 +84,7 @@ def made_up_dataset(path: Path) -> Dataset:
         item_idx=events.item_idx,
         time=events.time,
         split=Split(lengths - 2, lengths - 1, lengths),
-        items=pl.DataFrame({"item_id": ITEM_IDS, "title": TITLES[:N_ITEMS]}),
+        items=pl.DataFrame({"item_id": ITEM_IDS, "words": TITLES[:N_ITEMS]}),
         users=pl.DataFrame({"user_id": np.arange(N_USERS)}),
         columns={"session": events.session},
         card={"time_unit": "s", "split": {"kind": "leave-one-out", "targets": "next"}},
@@ -124,7 +124,7 @@ def materials_section(config: RunConfig, path: Path) -> dict[str, dict[str, str]
         return {}
     if "texts" in load_model(config.name).reads:
         encoder = write_encoder(path / "encoder", pooling="mean")
-        codes = {"encoder": str(encoder), "settings": {"levels": 2, "size": 6}}
+        codes = {"encoder": str(encoder), "text": "{words}", "settings": {"levels": 2, "size": 6}}
         wishes = [{"user_id": n, "step": 1, "preferences": [f"find {TITLES[n]}"]} for n in range(N_USERS)]
         (path / "wishes.jsonl").write_text("\n".join(map(json.dumps, wishes)))
         return {"codes": codes, "preferences": {"file": str(path / "wishes.jsonl")}}

@@ -140,7 +140,7 @@ def gather_materials(
         table.check_items(dataset.items["item_id"].to_list(), str(folder))
     if "vectors" in reads:
         vectors = _vectors(codes, table, folder, dataset, device, display)
-    if "codebooks" in reads:
+    if "codebooks" in reads and (folder / TOKENISER).exists():  # a table of one's own may come without
         found = load_tokeniser(folder / TOKENISER).code_vectors()
         codebooks = None if found is None else [book.float() for book in found]
     made = Materials(codes=table, vectors=vectors, codebooks=codebooks)
