@@ -29,7 +29,10 @@ from ensuite.training.loop import train
 
 N_ITEMS, N_USERS = 50, 40
 ITEM_IDS = [f"i{n:02}" for n in range(1, N_ITEMS + 1)]
-WORDS = ("soap red blue hair nail oil brush".split(), "for the of cream a b c d".split())
+WORDS = (
+    ["soap", "red", "blue", "hair", "nail", "oil", "brush"],
+    ["for", "the", "of", "cream", "a", "b", "c", "d"],
+)
 TITLES = [f"{a} {b}" for a in WORDS[0] for b in WORDS[1]]
 SMALL = {
     "dim": 16,

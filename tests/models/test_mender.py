@@ -150,7 +150,9 @@ def test_without_the_mask_zeros_are_attended_to_in_a_fixed_number(materials):
     wide = told(model, torch.nn.functional.pad(ITEMS, (0, 2)), "find soap")
     assert torch.allclose(scores(model, told(model, ITEMS, "find soap")), scores(model, wide), atol=1e-5)
     masked = build(materials)
-    assert not torch.allclose(scores(masked, told(masked, ITEMS, "find soap")), scores(model, wide), atol=1e-4)
+    assert not torch.allclose(
+        scores(masked, told(masked, ITEMS, "find soap")), scores(model, wide), atol=1e-4
+    )
 
 
 def test_five_preferences_and_the_last_items_are_the_memory(materials):
@@ -184,7 +186,9 @@ def test_the_oldest_items_are_dropped_whole_and_a_preference_never(materials):
     assert kept[head - 1 - len(stated) : head - 1] == stated
     assert len(kept) <= 160
     assert (len(kept) - head) % 28 == 0
-    newest = [t - 1 for item in range(21 - (len(kept) - head) // 28, 21) for t in model.item_content[item].tolist()]
+    newest = [
+        t - 1 for item in range(21 - (len(kept) - head) // 28, 21) for t in model.item_content[item].tolist()
+    ]
     assert kept[head:] == newest
     other = long.clone()
     other[:, 0] = 25  # it was dropped

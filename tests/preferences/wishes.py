@@ -31,7 +31,7 @@ class World:
     encoder: Path
     codes: Path
     wishes: Path
-    """The file of preferences: one at each step, and "avoid" the kind of the event before."""
+    """The file of preferences: "find" the kind of the next event, and "avoid" what came before."""
 
     def recipe(self, **model: object) -> dict[str, object]:
         read = {} if model.get("inputs") == "history" else {"file": str(self.wishes), "choice": "last"}
@@ -61,7 +61,9 @@ def make_world(folder: Path) -> World:
         item_idx=(kind * len(COLOURS) + colour + 1).ravel(),
         time=None,
         split=Split(lengths - 2, lengths - 1, lengths),
-        items=pl.DataFrame({"item_id": ids, "title": titles, "genres": [[a] for a in KINDS for _ in COLOURS]}),
+        items=pl.DataFrame(
+            {"item_id": ids, "title": titles, "genres": [[a] for a in KINDS for _ in COLOURS]}
+        ),
         users=pl.DataFrame({"user_id": [f"u{n}" for n in range(N_USERS)]}),
         columns={"rating": rating.ravel()},
         card={"time_unit": None, "split": {"kind": "leave-one-out", "targets": "next"}},
@@ -78,7 +80,10 @@ def make_world(folder: Path) -> World:
         {
             "user_id": f"u{user}",
             "step": step,
-            "preferences": [f"avoid {KINDS[kind[user, step - 1]]}", f"find {KINDS[kind[user, step]]}"],
+            "preferences": [
+                f"avoid {KINDS[kind[user, step - 1]]} {COLOURS[colour[user, 0]]}",
+                f"find {KINDS[kind[user, step]]}",
+            ],
         }
         for user in range(N_USERS)
         for step in range(1, LENGTH)

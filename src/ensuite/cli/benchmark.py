@@ -130,11 +130,15 @@ def _preference(args: Arguments) -> None:
     write_text(plot, to_svg(results, f"Preferences of {dataset.path.name}, {args.phase}"))
     console = Console()
     _show(console, results, without=[name for name, model in entries if not model.reads_preferences()])
-    steered = [run for run in runs if run.model.reads_preferences()]
     console.print(f"Written: {table}, {plot}", highlight=False, soft_wrap=True)
-    again = f"ensuite recommend {shlex.quote(str(steered[0].path))} --history ID ... --preference 'Find ...'"
-    train = f"ensuite train mender --data {args.data} --preferences.file {args.preferences} --out RUN"
-    console.print(f"Next: {again if steered else train}", highlight=False, soft_wrap=True, markup=False)
+    steered = next((shlex.quote(str(run.path)) for run in runs if run.model.reads_preferences()), None)
+    data, file = shlex.quote(str(args.data)), shlex.quote(str(args.preferences))
+    following = (
+        f"ensuite recommend {steered} --history ID ... --preference 'Find ...'"
+        if steered
+        else f"ensuite train mender --data {data} --preferences.file {file} --out RUN"
+    )
+    console.print(f"Next: {following}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _show(console: Console, results: Sequence[Result], without: Sequence[str]) -> None:
