@@ -246,7 +246,7 @@ def test_mistakes_are_refused_in_one_line(codes: Shell, home: Path, built: Path,
     append = ("append", built, "--quiet", "--items")
     for words, said in (
         (("bild",), "unknown command 'codes bild'; did you mean 'build'?"),
-        ((*build, *encoder), "--text is needed, such as --text '{title}' (item columns of"),
+        ((*build, *encoder), "--text (or --images) is needed, such as --text '{title}' (item columns of"),
         ((*build, "--text", "title", *encoder), "no column in braces"),
         ((*build, "--text", "{titel}", *encoder), "no item column 'titel' (--text); did you mean 'title'"),
         ((*build, "--text", "{empty}", *encoder), "item column 'empty' is empty for all 30 items"),

@@ -310,9 +310,15 @@ def test_another_encoder_is_refused(materials, world, tmp_path: Path):
     with pytest.raises(EnsuiteError, match="not the encoder that this model was trained with: its hash"):
         model.encode_preferences(["find soap"])
     codes_of_a_run = dataclasses.replace(materials, encoder={"name": "run:runs/x", "hash": "h"})
-    with pytest.raises(EnsuiteError, match=r"codes were made by run:runs/x; make them of texts"):
+    with pytest.raises(EnsuiteError, match=r"codes were made of run:runs/x, not of texts alone"):
         build(codes_of_a_run)
-    with pytest.raises(EnsuiteError, match=r"model.encoder = minilm; leave it out"):
+    assert build(codes_of_a_run, form="tok", encoder=str(world.encoder)).config.encoder == str(world.encoder)
+    of_both = dataclasses.replace(materials, encoder={**materials.encoder, "images": "{image}"})
+    with pytest.raises(EnsuiteError, match="not of texts alone"):
+        build(of_both)
+    with pytest.raises(
+        EnsuiteError, match=r"model.encoder = minilm: form emb reads by the encoder of the codes"
+    ):
         build(materials, encoder="minilm")
 
 

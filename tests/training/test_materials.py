@@ -53,7 +53,7 @@ def test_vectors_of_another_encoder_are_refused(made, tmp_path: Path):
     dataset, _, config, folder = made
     other = {"training": {"epochs": 1}, "model": {"dim": 8}}
     train("sasrec", dataset, folder / "sasrec", recipe=other, overwrite=True)
-    with pytest.raises(EnsuiteError, match=r"codes were made by the encoder run:.* build the codes again"):
+    with pytest.raises(EnsuiteError, match=r"not what the codes were made by: .* build the codes again"):
         gather_materials(config, READS, dataset, folder, "cpu", Display(False))
 
 

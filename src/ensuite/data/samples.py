@@ -174,9 +174,7 @@ class Samples:
             targets = np.where(last, targets, 0)
         return Batch(history, torch.from_numpy(targets), user, self._pair(which, seed))
 
-    def _stated(
-        self, which: np.ndarray, start: np.ndarray, end: np.ndarray, user: torch.Tensor
-    ) -> Batch:
+    def _stated(self, which: np.ndarray, start: np.ndarray, end: np.ndarray, user: torch.Tensor) -> Batch:
         """Read samples of one target each with the preferences that go with it."""
         stated, extra, target = self.events.stated, self.extra, end - 1
         assert stated is not None

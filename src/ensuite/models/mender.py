@@ -177,16 +177,19 @@ class Mender(OrderedGenerator):
         config = super().sized_for(config, materials)
         assert materials.encoder is not None
         assert materials.vectors is not None
-        made = materials.encoder["name"]
-        name = config.encoder or made
-        if name.startswith("run:") or (config.form == "emb" and name != made):
+        made = materials.encoder["name"] or ""
+        of_text = bool(made) and not made.startswith("run:") and not materials.encoder.get("images")
+        name = config.encoder or (made if of_text else "")
+        if not name or (config.form == "emb" and not of_text):
             raise EnsuiteError(
-                f"mender reads preferences and items with one text encoder, and the codes were made by {made}"
-                + (
-                    f" (model.encoder = {name}; leave it out, or make the codes with it)"
-                    if name != made
-                    else "; make them of texts: --codes.encoder minilm, or (form tok) name a --model.encoder"
-                )
+                f"mender reads preferences by a text encoder, and the codes were made of {made or 'images'}, "
+                "not of texts alone: make them so (--codes.encoder minilm), or take --model.form tok with a "
+                "--model.encoder"
+            )
+        if config.form == "emb" and name != made:
+            raise EnsuiteError(
+                f"model.encoder = {name}: form emb reads by the encoder of the codes, {made}; leave it out, or "
+                "make the codes with it"
             )
         sizes: dict[str, Any] = {"encoder": name, "encoder_hash": materials.encoder["hash"]}
         sizes["text_dim"] = materials.vectors.shape[1]

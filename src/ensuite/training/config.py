@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field
 
 from ensuite.config import build_config, config, config_dict, merge, read_yaml
+from ensuite.content import IMAGE_ENCODER
 from ensuite.data.samples import SamplesConfig
 from ensuite.errors import EnsuiteError, did_you_mean
 from ensuite.models.base import Model
@@ -79,11 +80,16 @@ class CodesConfig:
     table: str = ""
     """A folder of `ensuite codes build`; empty: make a table by what follows."""
     text: str = ""
-    """What describes an item, with columns of the item table in braces; empty: those of title, name, brand,
-    categories, genres that it has."""
+    """What describes an item, with columns of the item table in braces; empty, and no images: those of title,
+    name, brand, categories, genres that it has."""
     encoder: str = "minilm"
     """minilm, a folder or a Hugging Face name of a sentence encoder, or run:PATH for the item vectors of a
     trained run."""
+    images: str = ""
+    """Path of an item's image, with columns of the item table in braces, such as photos/{item_id}.jpg; read
+    beside the text where one is given, alone where none is."""
+    image_encoder: str = IMAGE_ENCODER
+    """efficientnet-lite0, a folder or a Hugging Face name of a vision Transformer."""
     without_text: Literal["error", "id", "zero"] = "error"
     """Items without any text: refuse, take their id as text, or a vector of zeros."""
     tokeniser: str = "rq-k-means"

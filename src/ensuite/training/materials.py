@@ -20,7 +20,7 @@ from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.models.materials import Materials
 from ensuite.training.config import CodesConfig, RunConfig
-from ensuite.training.item_vectors import RUN, Source
+from ensuite.training.item_vectors import RUN, Source, vectors_of_table
 from ensuite.training.progress import Display
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ def check_codes(config: RunConfig, dataset: Dataset) -> None:
 
 
 def template(codes: CodesConfig, dataset: Dataset) -> str | None:
-    """Return what describes an item of ``dataset``; None when its vectors are those of a run."""
-    if not codes.text and codes.encoder.startswith(RUN):
+    """Return what describes an item of ``dataset`` in words; None when its vectors are those of a run, or of
+    images alone."""
+    if not codes.text and (codes.images or codes.encoder.startswith(RUN)):
         return None
     return describing(codes, dataset)
 
@@ -91,8 +92,7 @@ def make_codes(
         SemanticIdTable.load(out).check_items(dataset.items["item_id"].to_list(), str(out))
         return
     with display.stages() as news:
-        source = Source(codes.encoder, template(codes, dataset), codes.without_text, None)
-        found = source.read(dataset.items, str(dataset.path), str(device), news)
+        found = _source(codes, dataset).read(dataset.items, str(dataset.path), str(device), news)
         learnt = found.has_content & _in_training(dataset) if codes.fit_on == "train" else found.has_content
         cls = tokeniser_class(codes.tokeniser)
         tokeniser: Tokeniser = cls(_tokeniser_settings(codes), found.vectors.shape[1])
@@ -139,7 +139,7 @@ def gather_materials(
         table = SemanticIdTable.load(folder)
         table.check_items(dataset.items["item_id"].to_list(), str(folder))
     if "vectors" in reads:
-        vectors = _vectors(codes, table, folder, dataset, device, display)
+        vectors = _vectors(codes, table, dataset, device, display)
     if "codebooks" in reads and (folder / TOKENISER).exists():  # a table of one's own may come without
         found = load_tokeniser(folder / TOKENISER).code_vectors()
         codebooks = None if found is None else [book.float() for book in found]
@@ -156,25 +156,28 @@ def gather_materials(
 def _vectors(
     codes: CodesConfig,
     table: SemanticIdTable | None,
-    folder: Path,
     dataset: Dataset,
     device: torch.device | str,
     display: Display,
 ) -> Tensor:
-    """Return the content vectors [V + 1, D] of the items: those that the ``table`` in ``folder`` was made
-    of."""
-    source = Source(codes.encoder, template(codes, dataset), codes.without_text, None)
-    if table is not None:
-        made = table.provenance["encoder"]
-        source = Source(made["name"], made.get("template"), made.get("without_text", "error"), None)
+    """Return the content vectors [V + 1, D] of the items: those that the ``table`` was made of."""
     with display.stages() as news:
-        found = source.read(dataset.items, str(dataset.path), str(device), news)
-    if table is not None and found.source["hash"] != made["hash"]:
-        raise EnsuiteError(
-            f"{folder}: its codes were made by the encoder {made['name']} of hash {made['hash']}; what goes "
-            f"by that name now has hash {found.source['hash']}: build the codes again"
-        )
+        if table is None:
+            found = _source(codes, dataset).read(dataset.items, str(dataset.path), str(device), news)
+        else:
+            found = vectors_of_table(table, dataset.items, str(dataset.path), str(device), news)
     return F.pad(torch.from_numpy(found.vectors), (0, 0, 1, 0))
+
+
+def _source(codes: CodesConfig, dataset: Dataset) -> Source:
+    return Source(
+        codes.encoder,
+        template(codes, dataset),
+        codes.without_text,
+        None,
+        codes.images or None,
+        codes.image_encoder,
+    )
 
 
 def _tokeniser_settings(codes: CodesConfig) -> Any:

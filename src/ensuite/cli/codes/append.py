@@ -53,15 +53,14 @@ def main(argv: list[str]) -> None:
     )
     table = SemanticIdTable.load(args.codes)
     made = table.provenance["encoder"]
-    if made["name"].startswith(RUN):
+    if (made["name"] or "").startswith(RUN):
         raise EnsuiteError(
             f"{args.codes}: made of the item vectors of a run ({made['name']}), which new items do not have; "
             "build codes from text to append items"
         )
     tokeniser = load_tokeniser(args.codes / TOKENISER)
     items = _read_new(args.items, table.item_ids)
-    without_text = args.without_text or made["without_text"]
-    source = Source(args.encoder or made["name"], made["template"], without_text, args.cache)
+    source = Source.remembered(made, cache=args.cache, encoder=args.encoder, without_text=args.without_text)
     with Working(not args.quiet) as working:
         found = source.read(items, str(args.items), pick_device(args.device), working, new=True)
     longer = table.append(found.item_ids, found.vectors, tokeniser, encoder=found.source["hash"])

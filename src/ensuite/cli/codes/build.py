@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ensuite.cli.codes.show import Working, say_counts, say_next, show
+from ensuite.content import IMAGE_ENCODER
 from ensuite.training.item_vectors import Source
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from ensuite.data.dataset import Dataset
 
 BUILD = """\
-Encode the items' texts (what was encoded before is read from the cache), fit a tokeniser, write the table of
-codes with the tokeniser beside it, and say how healthy the codes are.
+Encode the items' texts and images (what was encoded before is read from the cache), fit a tokeniser, write
+the table of codes with the tokeniser beside it, and say how healthy the codes are.
 """
 
 
@@ -36,7 +37,9 @@ def main(argv: list[str]) -> None:
     check_free(args.out, overwrite=args.overwrite)
     dataset, device = Dataset.open(args.data), pick_device(args.device)
     with Working(not args.quiet) as working:
-        source = Source(args.encoder, args.text, args.without_text, args.cache)
+        source = Source(
+            args.encoder, args.text, args.without_text, args.cache, args.images, args.image_encoder
+        )
         found = source.read(dataset.items, str(args.data), device, working)
         vectors, fitted_on = found.vectors, found.has_content
         if args.fit_on == "train":
@@ -104,9 +107,21 @@ def parse_build(argv: list[str]) -> Any:
             "for the item vectors of a trained run.",
             default="minilm",
         ),
+        "images": field(
+            str | None,
+            "Path of an item's image, with columns of the item table in braces, such as "
+            "photos/{item_id}.jpg; with --text too, an item has both vectors, side by side.",
+            default=None,
+        ),
+        "image_encoder": field(
+            str,
+            "efficientnet-lite0 (in ensuite[image]), a folder or a Hugging Face name of a vision "
+            "Transformer.",
+            default=IMAGE_ENCODER,
+        ),
         "without_text": field(
             WithoutText,
-            "Items without any text: refuse, take their id as text, or a vector of zeros.",
+            "Items without any text or image: refuse, take their id as text, or a vector of zeros.",
             default="error",
         ),
         "tokeniser": field(Literal[tuple(KINDS)], "What makes codes of vectors.", default=kind),

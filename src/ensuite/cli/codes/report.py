@@ -7,18 +7,12 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from ensuite.cli.codes.show import Working, show, to_svg
-from ensuite.training.item_vectors import Source
-
-if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
-
-    from ensuite.codes.table import SemanticIdTable
+from ensuite.training.item_vectors import vectors_of_table
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class ReportArguments:
 
 def main(argv: list[str]) -> None:
     """Run `ensuite codes report` with the arguments after its name."""
-    from ensuite.cli.evaluate import write_text
+    from ensuite.cli.evaluate import pick_device, write_text
     from ensuite.codes.health import compute_health
     from ensuite.codes.table import TOKENISER, SemanticIdTable
     from ensuite.codes.tokeniser import load_tokeniser
@@ -64,7 +58,16 @@ def main(argv: list[str]) -> None:
         items = Dataset.open(args.data).items
         table.check_items(items["item_id"].to_list(), str(args.data))
         with Working(not args.json) as working:
-            vectors = _vectors(table, items, args, working)
+            found = vectors_of_table(
+                table,
+                items,
+                str(args.data),
+                pick_device(args.device),
+                working,
+                cache=args.cache,
+                encoder=args.encoder,
+            )
+            vectors = found.vectors
             working.busy("looking at the codes")
             tokeniser = load_tokeniser(args.codes / TOKENISER)
             first = dataclasses.replace(
@@ -83,23 +86,3 @@ def main(argv: list[str]) -> None:
         sys.stdout.write(f"Written: {args.out / 'codes.svg'}, {args.out / 'codes.json'}\n")
     elif args.data is None:
         sys.stdout.write("With --data DATA also: what the codes keep of vectors and neighbourhoods.\n")
-
-
-def _vectors(
-    table: SemanticIdTable, items: pl.DataFrame, args: ReportArguments, working: Working
-) -> np.ndarray:
-    """Return the vectors of a table's items as it remembers them to be made; others are refused."""
-    from ensuite.cli.evaluate import pick_device
-    from ensuite.errors import EnsuiteError
-
-    made = table.provenance["encoder"]
-    source = Source(
-        args.encoder or made["name"], made.get("template"), made.get("without_text", "error"), args.cache
-    )
-    found = source.read(items, str(args.data), pick_device(args.device), working)
-    if found.source["hash"] != made["hash"]:
-        raise EnsuiteError(
-            f"{made['name']}: not what the table was made by: its hash is {found.source['hash']}, the "
-            f"table's {made['hash']}; give it back its files, or build the table anew"
-        )
-    return found.vectors

@@ -113,13 +113,14 @@ def to_svg(health: Health, title: str) -> str:
 
 def say_counts(counts: dict[str, int]) -> None:
     """Say what was encoded and what was not."""
-    if "different_texts" not in counts:
-        return
-    sys.stdout.write(
-        f"{counts['items']:,} items: {counts['different_texts']:,} different texts, {counts['repeated']:,} "
-        f"items with the text of another, {counts['without_text']:,} without text; {counts['encoded']:,} "
-        "texts encoded now, the others read from the cache.\n"
-    )
+    for kind, end in (("text", ""), ("image", "_images")):
+        if f"different_{kind}s" in counts:
+            sys.stdout.write(
+                f"{counts['items']:,} items: {counts[f'different_{kind}s']:,} different {kind}s, "
+                f"{counts[f'repeated{end}']:,} items with the {kind} of another, "
+                f"{counts[f'without_{kind}']:,} without {kind}; {counts[f'encoded{end}']:,} {kind}s encoded "
+                "now, the others read from the cache.\n"
+            )
 
 
 def say_next(done: str, command: str) -> None:
