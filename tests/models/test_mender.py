@@ -21,6 +21,7 @@ from ensuite.errors import EnsuiteError
 from ensuite.models.materials import Materials
 from ensuite.models.mender import PREFERENCE_TOKENS, Mender, MenderConfig
 from ensuite.serve.recommender import Recommender
+from ensuite.training.config import read_recipe, resolve
 from ensuite.training.loop import train
 from ensuite.training.run import Run, load_run
 
@@ -175,21 +176,18 @@ def test_the_oldest_items_are_dropped_whole_and_a_preference_never(materials):
     model = build(materials, form="tok", max_length=20)
     assert model.config.most_tokens == 160  # what the encoder reads
     long = torch.arange(1, 21)[None].repeat(2, 1)
-    content = model.item_content.clone()
-    model.item_content = torch.nn.functional.pad(content, (0, 24), value=3)  # texts of 28 tokens
-    model.item_content[0] = 0
+    lengths = [0, *(14 + 5 * item % 17 for item in range(1, N_ITEMS + 1))]
+    model.item_content = torch.tensor([[3] * n + [0] * (32 - n) for n in lengths], dtype=torch.int32)
     history = told(model, long, "find soap", "avoid red brush")
     words, real = model.lay_out(history.preferences, model.item_content[long])
     stated = [token - 1 for row in history.preferences[0].tolist() for token in row if token]
-    kept = words[0][real[0]].tolist()
-    head = len(kept) - 28 * ((len(kept) - len(stated)) // 28)
-    assert kept[head - 1 - len(stated) : head - 1] == stated
-    assert len(kept) <= 160
-    assert (len(kept) - head) % 28 == 0
-    newest = [
-        t - 1 for item in range(21 - (len(kept) - head) // 28, 21) for t in model.item_content[item].tolist()
-    ]
-    assert kept[head:] == newest
+    front, _ = model.lay_out(history.preferences, model.item_content[long[:, :0]])
+    head = front[0].tolist()
+    assert head[-1 - len(stated) : -1] == stated
+    room = 160 - len(head)
+    kept = next(n for n in range(20) if sum(lengths[20 - n : 21]) > room)  # items that fit, from the newest
+    assert 0 < kept < 20
+    assert words[0][real[0]].tolist() == head + [2] * sum(lengths[21 - kept : 21])
     other = long.clone()
     other[:, 0] = 25  # it was dropped
     changed = scores(model, dataclasses.replace(history, items=other))
@@ -330,3 +328,11 @@ def test_what_contradicts_itself_is_refused():
     ):
         with pytest.raises(ValueError, match=why):
             MenderConfig(**settings)
+
+
+def test_its_recipes_resolve():
+    recipes = sorted((Path(__file__).parents[2] / "recipes" / "mender").glob("*.yaml"))
+    assert len(recipes) >= 3
+    for path in recipes:
+        values, where = read_recipe(path)
+        assert resolve("mender", values, where=where)[1].samples.kind == "prefixes"

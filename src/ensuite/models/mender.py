@@ -188,8 +188,8 @@ class Mender(OrderedGenerator):
             )
         if config.form == "emb" and name != made:
             raise EnsuiteError(
-                f"model.encoder = {name}: form emb reads by the encoder of the codes, {made}; leave it out, or "
-                "make the codes with it"
+                f"model.encoder = {name}: form emb reads by the encoder of the codes, {made}; leave it out, "
+                "or make the codes with it"
             )
         sizes: dict[str, Any] = {"encoder": name, "encoder_hash": materials.encoder["hash"]}
         sizes["text_dim"] = materials.vectors.shape[1]
