@@ -337,9 +337,7 @@ class Mender(OrderedGenerator):
     def _read_tokens(self, stated: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
         words, real = self.lay_out(stated, content)
         encoder = self.text_encoder(words.device).model
-        with torch.set_grad_enabled(torch.is_grad_enabled() and len(self.adapters) > 0):
-            states = encoder(input_ids=words, attention_mask=real.long()).last_hidden_state
-        return states, real
+        return encoder(input_ids=words, attention_mask=real.long()).last_hidden_state, real
 
     # -- training --
 
