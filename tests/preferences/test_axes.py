@@ -142,6 +142,7 @@ def test_the_combined_measure_is_of_both_forms(world, preferences, space):
     assert found == {"combined@5": 1.0, "combined@10": 1.0}
     swapped = replace(questions, numbers=questions.against, against=questions.numbers)
     assert asker.measure(swapped) == {"combined@5": 0.0, "combined@10": 0.0}
+    assert combined(np.ones(3), np.ones(3)) == {"combined@5": 0.0, "combined@10": 0.0}  # one list for both
     rng = np.random.default_rng(0)
     positive, negative = rng.integers(1, 30, (2, 500)).astype(float)
     for k in (5, 10):
