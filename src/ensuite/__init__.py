@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ensuite.serve.recommender import Recommender as Recommender
     from ensuite.training.loop import train as train
     from ensuite.training.run import load_run as load_run
+    from ensuite.training.transfer import transfer as transfer
 
 __version__ = "0.1.0"
 
@@ -25,8 +26,19 @@ _HOMES = {
     "load_run": "ensuite.training.run",
     "prepare": "ensuite.data.prepare",
     "train": "ensuite.training.loop",
+    "transfer": "ensuite.training.transfer",
 }
-__all__ = ["Dataset", "EnsuiteError", "Recommender", "__version__", "compare", "load_run", "prepare", "train"]
+__all__ = [
+    "Dataset",
+    "EnsuiteError",
+    "Recommender",
+    "__version__",
+    "compare",
+    "load_run",
+    "prepare",
+    "train",
+    "transfer",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -86,3 +86,20 @@ def test_an_empty_constraint_is_refused():
         Allowed(trie, 2, None, torch.cat([everything * 0, everything]))
     with pytest.raises(EnsuiteError, match="nothing can be recommended"):
         Allowed(trie, 1, torch.zeros(7, dtype=torch.bool), None)
+
+
+def test_a_code_leads_to_its_child_or_to_none():
+    codes = table()
+    trie = CodeTrie(codes)
+    node = torch.zeros(41, dtype=torch.int64)
+    for level in range(3):
+        node = trie.child(level, node, codes[:, level].long().clamp(min=0))
+    leaf = trie.depths[-1].first_leaf
+    for item in range(1, 41):
+        assert item in trie.order[leaf[node[item]] : leaf[node[item] + 1]]
+    there = {tuple(row) for row in codes[1:].tolist()}
+    a, b, c = next((a, b, c) for a in range(4) for b in range(3) for c in range(3) if (a, b, c) not in there)
+    first = trie.child(0, torch.tensor([0]), torch.tensor([a]))
+    last = trie.child(2, trie.child(1, first, torch.tensor([b])), torch.tensor([c]))
+    assert last.tolist() == [-1]
+    assert trie.child(0, torch.tensor([0, -1]), torch.tensor([99, 0])).tolist() == [-1, -1]

@@ -46,6 +46,9 @@ SMALL = {
     "head_dim": 8,
     "level_sizes": (6, 5, 4, 3),
     "text_dim": 16,
+    "code_dim": 16,
+    "vector_dim": 16,
+    "content_dim": 16,
 }
 """Values for fields of these names; a model's other fields keep their defaults."""
 
@@ -132,7 +135,8 @@ def materials_section(config: RunConfig, path: Path) -> dict[str, dict[str, str]
         (path / "wishes.jsonl").write_text("\n".join(map(json.dumps, wishes)))
         return {"codes": codes, "preferences": {"file": str(path / "wishes.jsonl")}}
     if "vectors" in load_model(config.name).reads:
-        return {"codes": {"encoder": f"run:{_trained()}", "settings": {"levels": 2, "size": 6}}}
+        made = {"tokeniser": "rq-k-means", "settings": {"levels": 2, "size": 6}}
+        return {"codes": {"encoder": f"run:{_trained()}"} | made}
     table = small_materials(config).codes
     assert table is not None
     table.save(path / "codes")

@@ -81,11 +81,33 @@ def test_slices():
         "tail items": [0, 2],
         "cold items": [0],
         "cold users": [2],
+        "repeated items": [1],
+        "new items": [0, 2],
+        "popularity 1-9": [2],
+        "popularity 10-29": [1],
         "history 1-5": [0, 2],
         "history 6-10": [1],
         "transition 0": [0, 2],
         "transition 3+": [1],
     }
+
+
+def test_bins_of_popularity_part_the_targets():
+    rng = np.random.default_rng(0)
+    histories = (rng.geometric(0.04, (200, 20)) % 95 + 1).tolist()  # the first items come often
+    events, cases = log(histories, [[t] for t in rng.integers(1, 99, 200)], 98)
+    train = type(events)(events.offsets, cases.history_end, events.item_idx, None, 1.0, 98)
+    ranks = compute_ranks(DotScorer(98), events, cases, exclude="none")
+    found = {name: part for name, part in slice_ranks(ranks, train).items() if name.startswith("popularity")}
+    found["cold items"] = slice_ranks(ranks, train)["cold items"]
+    limits = {"1-9": (1, 9), "10-29": (10, 29), "30-59": (30, 59), "60-99": (60, 99), "100+": (100, 9999)}
+    assert list(found) == [*(f"popularity {span}" for span in limits), "cold items"]
+    for span, (low, high) in limits.items():
+        counts = count_items(train)[found[f"popularity {span}"].target]
+        assert low <= counts.min() <= counts.max() <= high
+    assert sorted(np.concatenate([part.case for part in found.values()])) == list(range(200))
+    parts = [len(part) * compute_metrics(part, ["hr@10"])["hr@10"] for part in found.values()]
+    assert sum(parts) / 200 == pytest.approx(compute_metrics(ranks, ["hr@10"])["hr@10"])
 
 
 def test_slices_by_transition():

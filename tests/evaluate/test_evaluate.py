@@ -81,6 +81,11 @@ def test_all_kinds_of_metrics_in_one_call(dataset: Dataset):
     assert all(np.isfinite(v) for v in result.metrics.values())
     assert result.per_case("hr@3/uniform-8").mean() == result.metrics["hr@3/uniform-8"]
     assert {"head items", "tail items"} <= set(result.slices(dataset))
+    both = result.slices(dataset, ["hr@3", "hr@3/uniform-8"])
+    n_cases = {part: values["cases"] for part, values in both.items()}
+    for name in ("hr@3", "hr@3/uniform-8"):
+        means = [both[part][name] * n_cases[part] for part in ("head items", "tail items")]
+        assert sum(means) / len(result.ranks) == pytest.approx(result.per_case(name).mean())
 
 
 def test_test_history_holds_the_validation_target(dataset: Dataset):
@@ -180,12 +185,13 @@ def test_the_report_is_whole_and_asks_nobody(dataset: Dataset, tmp_path: Path):
         "Learning curves",
         "against the cut-off",
         "Popular and rare",
+        "Targets by popularity",
         "Known and new transitions",
         "Scoring speed",
         "Training time",
     )
     assert all(heading in page for heading in headings)
-    assert page.count("<svg") == page.count("</svg>") == 9
+    assert page.count("<svg") == page.count("</svg>") == 10
     assert "nan" not in page.lower().replace("finance", "")
     table = pl.read_csv(tmp_path / "deep" / "report" / "table.csv")
     assert table["name"].to_list() == [row.name for row in result.rows]

@@ -298,6 +298,9 @@ def test_items_added_after_training_are_found_and_passed_over_in_histories(mater
     with_new = told(grown, torch.tensor([[1, 6, N_ITEMS + 1]]), "find soap")
     without = told(grown, torch.tensor([[1, 6]]), "find soap")
     assert torch.allclose(scores(grown, with_new), scores(grown, without), atol=1e-5)
+    known = model.with_codes(torch.tensor([[0, 0]]), model.item_content[11:12])
+    as_known = told(known, torch.tensor([[1, 6, 11]]), "find soap")
+    assert torch.allclose(scores(known, with_new), scores(known, as_known), atol=1e-5)
 
 
 def test_another_encoder_is_refused(materials, world, tmp_path: Path):

@@ -15,7 +15,7 @@ from ensuite.models.registry import load_model, model_names
 from ensuite.models.sasrec import SASRec
 from ensuite.nn.embeddings import ItemTable
 
-TAKES = ["hstu", "icsrec", "mqsa-ted", "sasrec", "sigma"]
+TAKES = ["h2rec", "hstu", "icsrec", "mqsa-ted", "sasrec", "sigma"]
 
 
 def test_which_systems_take_items():

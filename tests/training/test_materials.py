@@ -16,8 +16,9 @@ from ensuite.errors import EnsuiteError
 from ensuite.models.base import Retriever
 from ensuite.training.config import resolve
 from ensuite.training.loop import train
-from ensuite.training.materials import CODES, gather_materials, make_codes
+from ensuite.training.materials import gather_materials, make_codes
 from ensuite.training.progress import Display
+from ensuite.training.run import CODES
 
 READS = ("codes", "vectors", "codebooks")
 

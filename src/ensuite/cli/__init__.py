@@ -7,7 +7,9 @@ from importlib import import_module
 
 COMMANDS = {
     "prepare": "make a dataset of an interaction log (CSV, Parquet, ... or a built-in one)",
+    "join": "make one dataset of several, for systems that learn from many domains",
     "train": "train a system on a dataset",
+    "transfer": "use a trained run on a dataset that it has never seen (zero-shot)",
     "evaluate": "measure a run: full ranking, on validation or test",
     "compare": "put runs on one dataset into a table with intervals and tests, and an HTML report",
     "steps": "what each reasoning step of a ReaRec run is worth, and an oracle's headroom",

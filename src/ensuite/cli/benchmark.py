@@ -112,7 +112,7 @@ def _preference(args: Arguments) -> None:
     with Working(not args.quiet) as working:
         working.busy(f"loading {args.encoder}")
         encoder = load_encoder(args.encoder, device)
-        text = describing(CodesConfig(text=args.text), dataset)
+        text = describing(CodesConfig(text=args.text), dataset.items, str(args.data))
         space = build_space(
             dataset,
             preferences,

@@ -42,6 +42,8 @@ class Arguments:
     novelty@10."""
     against: str | None = None
     """Name of the run that the others are tested against; default: the best."""
+    exclude: Literal["seen", "none"] | None = None
+    """Leave items of the history out of the ranking, or not; default: as the runs' cards say."""
     request_time: bool = True
     """Tell models that read it when the target was asked for."""
     category_column: str | None = None
@@ -76,6 +78,7 @@ def main(argv: list[str]) -> None:
             metrics=args.metrics,
             phase=args.phase,
             against=args.against,
+            exclude=args.exclude,
             request_time=args.request_time,
             resamples=args.resamples,
             seed=args.seed,

@@ -46,7 +46,8 @@ class Arguments:
     cohorts: int = 0
     """Also over 5 random cohorts of so many users: mean and deviation between them."""
     slices: bool = False
-    """Also for head and tail items, short and long histories, cold items and users."""
+    """Also for head and tail items, five bins of popularity, short and long histories, cold items and users.
+    """
     exclude: Literal["seen", "none"] | None = None
     """Leave items of the history out of the ranking, or not; default: as the run's card says."""
     request_time: bool = True
@@ -105,7 +106,8 @@ def main(argv: list[str]) -> None:
     if cohorts:
         _print_cohorts(console, cohorts, args.cohorts)
     if args.slices:
-        _print_slices(console, result.slices(dataset, plain))
+        accuracy = [name for name in wanted if not parse_metric(name).beyond]
+        _print_slices(console, result.slices(dataset, accuracy))
     if args.json is not None:
         write_text(
             args.json,

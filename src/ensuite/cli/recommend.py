@@ -55,6 +55,9 @@ class Arguments:
     are left out."""
     preference: str | None = None
     """What is wanted, in words, for a system that reads it (mender)."""
+    new_items: Path | None = None
+    """A table of items that came after the training (item_id and what describes an item): a system that knows
+    items by their codes recommends them at once."""
     data: Path | None = None
     """The dataset of --user; default: the one the run was trained on."""
     engine: Literal["auto", "torch", "index", "onnx"] = "auto"
@@ -76,6 +79,7 @@ def main(argv: list[str]) -> None:
     )
     from ensuite.errors import EnsuiteError
     from ensuite.serve.recommender import Recommender
+    from ensuite.training.new_items import read_new_items
     from ensuite.training.run import load_run
 
     if bool(arguments.history) == (arguments.user is not None):
@@ -91,6 +95,9 @@ def main(argv: list[str]) -> None:
         )
     run = load_run(arguments.run)
     recommender = Recommender.of(run, engine=arguments.engine)
+    if arguments.new_items is not None:
+        items = read_new_items(arguments.new_items, recommender.item_ids)
+        recommender = recommender.with_described(items, str(arguments.new_items))
     history = _history(arguments, run)
     exclude: Any = arguments.exclude or None
     if exclude in {("seen",), ("none",)}:

@@ -70,7 +70,7 @@ class Arguments:
     origins: tuple[str, ...] = ()
     """Origins whose web pages may call the service (CORS), https://shop.example; by default none may."""
     page: bool = True
-    """Show the page for people at /: try it, runs, trainings. Without it the start is faster."""
+    """Show the page for people at /: try it, runs, trainings. It is loaded once requests are answered."""
 
 
 def main(argv: list[str]) -> None:

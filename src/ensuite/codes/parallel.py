@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ensuite.codes.trie import CodeTrie
+
 
 def sum_of_codes(log_probs: Sequence[Tensor], codes: Tensor) -> Callable[[int, int], Tensor]:
     """Return the function that scores blocks of items exactly: (first, last) to [B, last - first].
@@ -35,3 +37,50 @@ def sum_of_codes(log_probs: Sequence[Tensor], codes: Tensor) -> Callable[[int, i
         return total.masked_fill(block[:, 0] < 0, -torch.inf)
 
     return scores
+
+
+def narrow_search(
+    trie: CodeTrie,
+    log_probs: Sequence[Tensor],
+    first: int,
+    branches: int,
+    width: int,
+    *,
+    constrained: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Return the tuples that RecGPT's search reaches, best first: an approximation of `sum_of_codes`.
+
+    The ``first`` best codes of the first level are kept; of each beam the ``branches`` best codes of the next
+    level are looked at, and the ``width`` best beams are kept.
+
+    Parameters
+    ----------
+    log_probs
+        Of each level, [B, K_l].
+    constrained
+        Whether only codes that lead to an item are written; else what is no item in the end is dropped.
+
+    Returns
+    -------
+    leaf, score
+        [B, W] each: leaves of the trie, -1 with a score of -inf where there are fewer.
+    """
+    node = torch.zeros(len(log_probs[0]), 1, dtype=torch.int64, device=log_probs[0].device)  # [B, W]
+    score = torch.zeros(node.shape, device=node.device)
+    for depth, level in enumerate(log_probs):
+        if constrained:
+            child, codes, real = trie.children(depth, node)  # [B, W, C] each
+            gained = level[:, None].expand(-1, node.shape[1], -1).gather(2, codes)
+            gained = gained.masked_fill(~real, -torch.inf)
+        else:
+            best = level.topk(min(branches if depth else first, level.shape[1]), dim=1)
+            gained, codes = (x[:, None].expand(-1, node.shape[1], -1) for x in best)
+            child = trie.child(depth, node[..., None].expand_as(codes), codes)
+        looked_at = min(branches if depth else first, gained.shape[2])
+        gained, at = gained.topk(looked_at, dim=2)  # of each beam
+        total = (score[..., None] + gained).flatten(1)
+        score, kept = total.topk(min(width if depth else first, total.shape[1]), dim=1)
+        node = child.gather(2, at).flatten(1).gather(1, kept)
+    if not constrained:
+        score = score.masked_fill(node < 0, -torch.inf)
+    return node.masked_fill(score.isneginf(), -1), score

@@ -195,6 +195,21 @@ class SemanticIdTable:
             provenance=self.provenance | {"appended": total},
         )
 
+    def of_others(
+        self, item_ids: Sequence[Any], vectors: np.ndarray, tokeniser: Tokeniser, *, encoder: str
+    ) -> SemanticIdTable:
+        """Return the codes of another catalogue, by what made these and with the same level sizes.
+
+        Parameters and errors are those of `append`.
+        """
+        from ensuite.codes.build import hash_vectors
+
+        none = replace(self, codes=self.codes[:1], item_ids=[])
+        made = none.append(item_ids, vectors, tokeniser, encoder=encoder)
+        kept = {key: value for key, value in self.provenance.items() if key != "appended"}
+        of_these = {"vectors": {"hash": hash_vectors(vectors), "fitted_on": 0}}
+        return replace(made, provenance=kept | of_these)
+
     def _check_maker(self, what: str, given: str) -> None:
         made_by = self.provenance.get(what, {}).get("hash")
         if made_by != given:

@@ -118,6 +118,15 @@ class CodeTrie:
         child = torch.where(real, child, first[..., None])
         return child, below.code[child], real
 
+    def child(self, depth: int, node: Tensor, code: Tensor) -> Tensor:
+        """Return the child of nodes [...] of ``depth`` that ``code`` [...] leads to; -1 where there is none,
+        or no node (-1)."""
+        below = self.depths[depth + 1]
+        size = 1 + int(torch.maximum(below.code.max(), code.max()))
+        keys, wanted = below.parent * size + below.code, node * size + code  # children are in order
+        at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+        return at.masked_fill((keys[at] != wanted) | (node < 0), -1)
+
 
 class Allowed:
     """Which items a search may return, user by user, as counts under any node.

@@ -20,7 +20,7 @@ from ensuite.errors import EnsuiteError, did_you_mean
 from ensuite.evaluate.entries import Entry, as_entry, check_cards, check_dataset, dataset_of, named_runs
 from ensuite.evaluate.evaluate import Evaluation, default_metrics, evaluate
 from ensuite.evaluate.metrics import DEFAULT_METRICS, parse_metric, per_case
-from ensuite.evaluate.ranks import compute_ranks
+from ensuite.evaluate.ranks import Exclude, compute_ranks
 from ensuite.evaluate.slices import slice_ranks
 from ensuite.evaluate.statistics import (
     RESAMPLES,
@@ -135,6 +135,7 @@ def compare(
     metrics: Sequence[str] | None = None,
     phase: Literal["valid", "test"] = "test",
     against: str | None = None,
+    exclude: Exclude | None = None,
     out: str | os.PathLike[str] | None = None,
     request_time: bool = True,
     resamples: int = RESAMPLES,
@@ -156,6 +157,8 @@ def compare(
         The first decides the order; by default those of `default_metrics`, coverage and novelty.
     against
         Name of the row that the others are tested against; by default the best by the first metric.
+    exclude
+        "seen" leaves the history's items out of the ranking, "none" does not; by default as the cards say.
     out
         A folder for table.csv, slices.csv, table.md and report.html.
 
@@ -177,7 +180,7 @@ def compare(
     dataset = dataset or dataset_of(runs)
     check_dataset(entries, dataset)
     said = (e.card["protocol"]["exclude"] for e in entries if "protocol" in e.card)
-    exclude: Any = next(said, dataset.exclude)
+    exclude = exclude or next(said, dataset.exclude)
     metrics = metrics or (*default_metrics(dataset), *COMPARED_BEYOND)
     asked = [parse_metric(name) for name in dict.fromkeys(metrics)]
     accuracy = tuple(m.name for m in asked if not m.beyond)

@@ -52,9 +52,14 @@ class Evaluation:
 
     def slices(self, dataset: Dataset, names: Sequence[str] = DEFAULT_METRICS) -> dict[str, dict[str, float]]:
         """Return the metrics of every slice, see `ensuite.evaluate.slices`; ``cases`` counts its cases."""
-        parts = slice_ranks(self.ranks, dataset.events("train"))
-        names = [name for name in names if parse_metric(name).base not in PARTED]
-        return {name: {"cases": len(part), **compute_metrics(part, names)} for name, part in parts.items()}
+        asked = [metric for metric in map(parse_metric, names) if metric.base not in PARTED]
+        out: dict[str, dict[str, float]] = {}
+        for candidates in dict.fromkeys(metric.candidates for metric in asked):
+            own = [metric.name for metric in asked if metric.candidates == candidates]
+            ranks = self.sampled.get(candidates, self.ranks)
+            for name, part in slice_ranks(ranks, dataset.events("train")).items():
+                out.setdefault(name, {"cases": len(part)}).update(compute_metrics(part, own))
+        return out
 
     def cohorts(self, users: int, seeds: Sequence[int] = COHORT_SEEDS) -> dict[str, tuple[float, float]]:
         """Return each metric's mean over random cohorts of ``users`` users, one for each seed, and its

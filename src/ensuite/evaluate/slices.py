@@ -4,6 +4,9 @@
     row is
                         head), and all the others
     cold items          targets without a training event
+    repeated, new items targets that the user's history holds, and that it does not; where there are repeats.
+                        With seen items left out of the ranking, repeats cannot be reached
+    popularity 1-9, ... targets by the number of training events: with the cold ones, they part all targets
     cold users          users without a training event
     history 1-5, ...    cases by the number of events before the target
     transition 0, ...   targets by how often they came right after the history's last item: 0, 1-2, 3+ times
@@ -21,8 +24,10 @@ from ensuite.data.dataset import Events
 from ensuite.data.transitions import count_transitions
 from ensuite.evaluate.beyond import count_items
 from ensuite.evaluate.ranks import Ranks
+from ensuite.evaluate.scoring import ragged_rows
 
 HEAD_SHARE = 0.2
+POPULARITY_BUCKETS = ((1, 9), (10, 29), (30, 59), (60, 99), (100, None))  # those of H2Rec's code
 HISTORY_BUCKETS = ((1, 5), (6, 10), (11, 20), (21, 50), (51, 100), (101, None))
 TRANSITION_BUCKETS = ((0, 0), (1, 2), (3, None))
 
@@ -50,17 +55,32 @@ def transitions_to_targets(ranks: Ranks, train: Events) -> np.ndarray:
     return np.asarray(counts[last[ranks.owner], ranks.target]).ravel()
 
 
+def repeats_of_history(ranks: Ranks, train: Events) -> np.ndarray:
+    """Return which targets their own histories hold, however far back: [T] bool; see
+    `transitions_to_targets` on what is read."""
+    start = train.offsets[ranks.user]
+    case, rows = ragged_rows(start, start + ranks.history_length)
+    width = ranks.n_items + 1
+    return np.isin(ranks.owner * width + ranks.target, case * width + train.item_idx[rows])
+
+
 def slice_ranks(ranks: Ranks, train: Events) -> dict[str, Ranks]:
     """Return the ranks of every slice that has at least one case; ``train`` is the training view of the
     log."""
     popularity = count_items(train)
     head = head_items(popularity)[ranks.target]
+    repeated = repeats_of_history(ranks, train)
     out = {
         "head items": ranks.restrict(head),
         "tail items": ranks.restrict(~head),
         "cold items": ranks.restrict(popularity[ranks.target] == 0),
         "cold users": ranks.take(train.lengths[ranks.user] == 0),
     }
+    if repeated.any():
+        out |= {"repeated items": ranks.restrict(repeated), "new items": ranks.restrict(~repeated)}
+    for low, high in POPULARITY_BUCKETS:
+        within = (popularity[ranks.target] >= low) & (popularity[ranks.target] <= (high or np.inf))
+        out[f"popularity {_span(low, high)}"] = ranks.restrict(within)
     for low, high in HISTORY_BUCKETS:
         within = (ranks.history_length >= low) & (ranks.history_length <= (high or np.inf))
         out[f"history {_span(low, high)}"] = ranks.take(within)

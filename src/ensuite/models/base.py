@@ -265,3 +265,21 @@ class TakesItems(Protocol):
             When the model's settings leave no place for them.
         """
         ...
+
+
+@runtime_checkable
+class TakesCodes(Protocol):
+    """A system whose catalogue grows by what items are."""
+
+    def with_codes(self, codes: Tensor, vectors: Tensor | None = None) -> Model:
+        """Return this model with items V + 1, V + 2, ... more, by their codes [N, L] and, for a system that
+        reads them, their content ``vectors`` [N, D]: they are found, and read in histories, like any other.
+
+        Nothing that was learned changes. This model stays as it is; the new one shares all weights with it.
+
+        Raises
+        ------
+        EnsuiteError
+            When a code is outside its level: the model has no weights for it.
+        """
+        ...

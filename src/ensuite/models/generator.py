@@ -122,17 +122,9 @@ class Generator(Model):
         small = self.n_items <= EXACT_ITEMS and self.config.cold_share == 1
         return ranking == "exact" or (ranking == "auto" and small)
 
-    def with_codes(self, codes: Tensor) -> Self:
-        """Return this model with items V + 1, V + 2, ... more, by their codes [N, L]: they are found, and
-        read in histories, like any other, and nothing that was learned changes.
-
-        This model stays as it is; the new one shares all weights with it.
-
-        Raises
-        ------
-        EnsuiteError
-            When a code is outside its level: the model has no weights for it.
-        """
+    def with_codes(self, codes: Tensor, vectors: Tensor | None = None) -> Self:
+        """Return this model with more items, by their codes [N, L] (`TakesCodes`); ``vectors`` are read by
+        the systems that say so."""
         codes = codes.to(self.codes)
         sizes = codes.new_tensor(self.config.level_sizes)
         bad = ((codes < 0) | (codes >= sizes)).nonzero()

@@ -224,11 +224,14 @@ class Mender(OrderedGenerator):
             assert materials.codebooks is not None
             self._start_tokens(materials.codebooks)
 
-    def with_codes(self, codes: Tensor) -> Self:
-        """Do as `Generator.with_codes`; in histories the new items, whose texts are not known here, are
-        passed over."""
+    def with_codes(self, codes: Tensor, vectors: Tensor | None = None) -> Self:
+        """Do as `Generator.with_codes`; in histories the new items are read by their ``vectors``, and passed
+        over without (and in ``form: tok``, for want of their texts)."""
         grown = super().with_codes(codes)
-        grown._buffers["item_content"] = F.pad(self.item_content, (0, 0, 0, len(codes)))
+        content = F.pad(self.item_content, (0, 0, 0, len(codes)))
+        if vectors is not None and self.config.form == "emb":
+            content[-len(codes) :] = vectors
+        grown._buffers["item_content"] = content
         return grown
 
     # -- texts --

@@ -6,11 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ensuite.exporting import is_exporting
 from ensuite.nn.dropout import dropout
 
 QUERY_BLOCK = 64  # queries that attend at a time on a CPU; measured: 48 to 128 differ by a few per cent
-SHORT = 1000  # up to this length, blocks of queries are faster on a CPU than the fused kernel (measured)
 
 
 class SelfAttention(nn.Module):
@@ -26,17 +24,26 @@ class SelfAttention(nn.Module):
         Position i sees positions 0..i. With padding on the right no padding mask is needed then.
     project_output
         Whether a linear layer follows the concatenated heads (SASRec's released code has none).
+    bias
+        Whether queries, keys and values have a bias.
     """
 
     def __init__(
-        self, dim: int, heads: int, dropout: float = 0.0, *, causal: bool, project_output: bool = True
+        self,
+        dim: int,
+        heads: int,
+        dropout: float = 0.0,
+        *,
+        causal: bool,
+        project_output: bool = True,
+        bias: bool = True,
     ):
         super().__init__()
         if dim % heads:
             raise ValueError(f"heads = {heads} does not divide dim = {dim}")
         self.heads, self.dropout, self.causal = heads, dropout, causal
-        self.query = nn.Linear(dim, dim)
-        self.key_value = nn.Linear(dim, 2 * dim)
+        self.query = nn.Linear(dim, dim, bias=bias)
+        self.key_value = nn.Linear(dim, 2 * dim, bias=bias)
         self.output = nn.Linear(dim, dim) if project_output else nn.Identity()
 
     def forward(self, query: Tensor, memory: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -53,8 +60,7 @@ class SelfAttention(nn.Module):
         if mask is not None:
             mask = mask[:, None, None] if mask.dim() == 2 else mask[:, None]  # [B, 1, 1 or Q, L]
         rate, causal = self.dropout if self.training else 0.0, self.causal and mask is None
-        blockwise = q.device.type == "cpu" and not is_exporting()  # no loop over a free length
-        if blockwise and (rate or (causal and q.shape[2] <= SHORT)):
+        if rate and q.device.type == "cpu":
             attended = _attend_causally(q, k, v, rate) if causal else _attend_masked(q, k, v, mask, rate)
         else:
             attended = F.scaled_dot_product_attention(
@@ -71,7 +77,6 @@ class SelfAttention(nn.Module):
         heads, width = self.heads, query.shape[2] // self.heads
         weights = self.key_value.weight.chunk(2)
         key, value = (part.unflatten(0, (heads, width)) for part in weights)  # [H, D/H, D]
-        value_bias = self.key_value.bias.chunk(2)[1]  # a key's bias moves all scores of a head alike
         q = self.query(query).view(-1, heads, width)  # [B, H, D/H]
         inward = torch.einsum("bhw,hwd->bhd", q, key) * width**-0.5  # [B, H, D]
         scores = inward @ memory.mT  # [B, H, L]
@@ -81,10 +86,13 @@ class SelfAttention(nn.Module):
         kept = dropout(scores.softmax(-1), rate, self.training)
         mean = kept @ memory  # [B, H, D]
         attended = torch.einsum("bhd,hwd->bhw", mean, value)
-        share = (
-            kept.sum(-1, keepdim=True) if rate else 1.0
-        )  # what dropout leaves of the weights, 1 on average
-        return (attended + share * value_bias.view(heads, width)).flatten(1)[:, None]  # [B, 1, D]
+        if self.key_value.bias is not None:
+            value_bias = self.key_value.bias.chunk(2)[1]  # a key's bias moves all scores of a head alike
+            share = (
+                kept.sum(-1, keepdim=True) if rate else 1.0
+            )  # what dropout leaves of the weights, 1 on average
+            attended = attended + share * value_bias.view(heads, width)
+        return attended.flatten(1)[:, None]  # [B, 1, D]
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -93,8 +101,7 @@ class SelfAttention(nn.Module):
 def _attend_causally(q: Tensor, k: Tensor, v: Tensor, rate: float) -> Tensor:
     """Attend as the fused kernel does, block of queries by block, without the keys that none of it sees.
 
-    On a CPU the kernel has no dropout, its fallback is four times slower than this, and without dropout it
-    takes twice as long on short sequences.
+    On a CPU the kernel has no dropout, and its fallback is four times slower than this.
     """
     scale, length = q.shape[-1] ** -0.5, q.shape[2]
     flat_q, flat_k, flat_v = (x.flatten(0, 1) for x in (q, k, v))  # [B * H, L, D/H]

@@ -44,7 +44,12 @@ class ItemTable(nn.Module):
         For the cosine the mean is that of directions, since lengths do not count in a score; the new row gets
         the mean length, which an encoder that reads the row does see.
         """
-        rows = torch.stack([self._mean(self.weight.detach()[list(named)], similarity) for named in like])
+        return self.extended(
+            torch.stack([self._mean(self.weight.detach()[list(named)], similarity) for named in like])
+        )
+
+    def extended(self, rows: Tensor) -> ItemTable:
+        """Return this table with ``rows`` [N, D] after its own."""
         table = ItemTable.__new__(ItemTable)
         nn.Module.__init__(table)  # no random vectors are drawn only to be overwritten
         table.weight = nn.Parameter(torch.cat([self.weight.detach(), rows]), requires_grad=False)

@@ -12,7 +12,7 @@ from ensuite.serve.recommender import Recommender
 from ensuite.serve.requests import Ask, BadRequest, ItemId
 
 if TYPE_CHECKING:
-    from ensuite.serve.store import StoredEvent
+    from ensuite.serve.store import Happened
 
 TICKS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """Of each unit in a second."""
@@ -91,7 +91,7 @@ class NoAnswer(EnsuiteError):
         self.reason = reason
 
 
-def merge_events(stored: Sequence[StoredEvent], given: Sequence[Given]) -> list[StoredEvent | Given]:
+def merge_events(stored: Sequence[Happened], given: Sequence[Given]) -> list[Happened | Given]:
     """Return stored and given events: by time when the given ones have times, else these after the others.
 
     A given event that is stored already (same item, same time) counts once.
@@ -101,7 +101,7 @@ def merge_events(stored: Sequence[StoredEvent], given: Sequence[Given]) -> list[
     BadRequest
         When some given events have a time and some have none.
     """
-    events: list[StoredEvent | Given] = [*stored]
+    events: list[Happened | Given] = [*stored]
     timed = sum(event.time is not None for event in given)
     if timed not in (0, len(given)):
         raise BadRequest(
@@ -115,7 +115,7 @@ def merge_events(stored: Sequence[StoredEvent], given: Sequence[Given]) -> list[
 
 
 def build_ask(
-    request: Request, events: Sequence[StoredEvent | Given], recommender: Recommender, now: int
+    request: Request, events: Sequence[Happened | Given], recommender: Recommender, now: int
 ) -> Ask:
     """Put a request into the words of `Recommender.recommend_each`.
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import polars as pl
+
+from ensuite.content.template import Template, as_text
 from ensuite.errors import EnsuiteError
+from ensuite.models.base import TakesCodes, TakesItems
 from ensuite.serve.recommender import Recommender
 from ensuite.serve.requests import BadRequest, ItemId
 
@@ -19,35 +24,37 @@ class NewItems:
     """What became of the items of the store when a model took them."""
 
     added: int
-    """Unknown to the model: at the mean of the items they are like."""
+    """Unknown to the model: known now by what they are, or at the mean of the items they are like."""
     known: int
     """The model has them itself; of the store only their titles are used."""
     dropped: tuple[str, ...]
-    """None of the items they are like is known to this model, or it takes none: not recommended."""
+    """Nothing describes them, and none of the items they are like is known to this model, or it takes none:
+    not recommended."""
 
 
 def take(base: Recommender, items: Sequence[Item]) -> tuple[Recommender, NewItems]:
     """Return ``base`` with the items of the store, as far as its model can take them."""
     known = [item for item in items if base.knows(item.item_id)]
     new = [item for item in items if not base.knows(item.item_id)]
-    near = [(item, [name for name in item.like if base.knows(name)]) for item in new]
-    able = [(item, like) for item, like in near if like]
-    recommender, added = base, 0
+    recommender = base
     if titles := {item.item_id: item.title for item in known if item.title}:
         recommender = recommender.with_titles(titles)
-    try:
-        if able:
+    taken: set[str] = set()
+    with contextlib.suppress(EnsuiteError):  # a model that takes none; `check` said so when they were put
+        frame = describe(base, new)
+        if len(frame):
+            recommender = recommender.with_described(frame, "the new items")
+            taken |= set(frame["item_id"].cast(pl.String))
+        near = [(item, [name for name in item.like if base.knows(name)]) for item in new]
+        if able := [(item, like) for item, like in near if like and item.item_id not in taken]:
             recommender = recommender.with_items(
                 [own_type(item.item_id, base) for item, _ in able],
                 [like for _, like in able],
                 [item.title for item, _ in able],
             )
-            added = len(able)
-    except EnsuiteError:
-        able = []  # a model that takes none; `check` said so to whoever put items while it served
-    taken = {item.item_id for item, _ in able}
+            taken |= {item.item_id for item, _ in able}
     dropped = tuple(item.item_id for item in new if item.item_id not in taken)
-    return recommender, NewItems(added, len(known), dropped)
+    return recommender, NewItems(len(taken), len(known), dropped)
 
 
 def check(base: Recommender, items: Sequence[Item]) -> None:
@@ -56,7 +63,7 @@ def check(base: Recommender, items: Sequence[Item]) -> None:
     Raises
     ------
     BadRequest
-        Naming the field, when an item is new and not like any known one.
+        Naming the field, when an item is new, nothing describes it, and it is like no known one.
     EnsuiteError
         When the model takes no items at all.
     """
@@ -68,15 +75,65 @@ def check(base: Recommender, items: Sequence[Item]) -> None:
                     "was trained on",
                     f"items.{number}.like.{place}",
                 )
-        if not base.knows(item.item_id) and not item.like:
+    new = [item for item in items if not base.knows(item.item_id)]
+    if not new:
+        return
+    likes = isinstance(base.model, TakesItems)
+    if isinstance(base.model, TakesCodes) and not likes and base.describer.source.images is not None:
+        raise EnsuiteError(
+            "this model knows items by their images, files that a request cannot name; train it again with "
+            "the new items"
+        )
+    frame = describe(base, new)
+    described = set(frame["item_id"].cast(pl.String))
+    for number, item in enumerate(items):
+        if base.knows(item.item_id) or item.item_id in described or (likes and item.like):
+            continue
+        if isinstance(base.model, TakesCodes):
+            raise BadRequest(
+                f"item {item.item_id!r} is new to the model, which knows items by what they are: give its "
+                f"title or attributes ({', '.join(_columns(base))})",
+                f"items.{number}.title",
+            )
+        if likes:
             raise BadRequest(
                 f"item {item.item_id!r} is new to the model: say which known items it is `like`, or train "
                 "again with it",
                 f"items.{number}.like",
             )
-    new = [item for item in items if not base.knows(item.item_id)]
-    if new:
-        base.with_items([item.item_id for item in new], [item.like for item in new], [None] * len(new))
+    rest = [item for item in new if item.item_id not in described]
+    grown = base.with_described(frame, "the new items") if len(frame) else base
+    if rest:
+        grown.with_items([item.item_id for item in rest], [item.like for item in rest], [None] * len(rest))
+
+
+def describe(base: Recommender, items: Sequence[Item]) -> pl.DataFrame:
+    """Return the table of those items that the model can be told of by a text: item_id and the columns of the
+    template that its codes were made with. Images are files, which a request must not name."""
+    columns = _columns(base)
+    able = [item for item in items if any(_attribute(item, name) for name in columns)]
+    ids = pl.Series(
+        "item_id", [own_type(item.item_id, base) for item in able], pl.Series(base.item_ids).dtype
+    )
+    shown = dict.fromkeys(["title", *columns])
+    texts = [pl.Series(name, [_attribute(item, name) for item in able], pl.String) for name in shown]
+    return pl.DataFrame([ids, *texts])
+
+
+def _columns(base: Recommender) -> list[str]:
+    """Return the columns that describe an item to the model; none: it cannot be told of any by a text."""
+    if not isinstance(base.model, TakesCodes):
+        return []
+    try:
+        template, images = base.describer.source.text, base.describer.source.images
+    except EnsuiteError:
+        return []
+    return [] if template is None or images is not None else Template.parse(template).columns
+
+
+def _attribute(item: Item, name: str) -> str | None:
+    value = item.attributes.get(name, item.title if name in ("title", "name") else None)
+    return as_text(value) or None
 
 
 def own_type(item_id: str, base: Recommender) -> ItemId:

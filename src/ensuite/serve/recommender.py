@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
@@ -31,6 +33,7 @@ from ensuite.serve.requests import (
 )
 from ensuite.serve.search.index import has_index, load_engine
 from ensuite.serve.top_k import top_k
+from ensuite.training.new_items import Describer
 from ensuite.training.run import Run, load_run
 
 BATCH = 256
@@ -55,6 +58,8 @@ class Recommender:
         What `recommend` leaves out when it is not told: as the model was measured.
     engine
         How the best items are found; by default the model scores them all.
+    run
+        Where the model is from: it knows how new items are described to it.
 
     Examples
     --------
@@ -74,6 +79,7 @@ class Recommender:
         time_unit: str = "s",
         exclude: Literal["seen", "none"] = "seen",
         engine: Engine | None = None,
+        run: Run | None = None,
     ):
         if len(item_ids) != model.n_items:
             raise EnsuiteError(
@@ -86,6 +92,7 @@ class Recommender:
         self.exclude = exclude
         self._rows = {str(item): row for row, item in enumerate(self.item_ids, 1)}
         self.engine = engine or ModelEngine(self.model)
+        self.run = run
 
     @classmethod
     def load(
@@ -126,6 +133,7 @@ class Recommender:
             time_unit=unit,
             exclude=exclude,
             engine=_open_engine(engine, run),
+            run=run,
         )
 
     def recommend(
@@ -255,20 +263,53 @@ class Recommender:
             raise EnsuiteError(
                 f"{type(self.model).__name__} cannot take new items without training: train again with them"
             )
+        rows = [[self._rows[str(item)] for item in named] for named in like]
+        return self._grown(self.model.with_items(rows), ids, titles)
+
+    @cached_property
+    def describer(self) -> Describer:
+        """What gives this model new items by what they are.
+
+        Raises
+        ------
+        EnsuiteError
+            When the model knows items one by one.
+        """
+        if self.run is None:
+            raise EnsuiteError("a recommender without a run cannot be told what items are; load it from one")
+        return Describer(self.run)
+
+    def with_described(self, items: pl.DataFrame, where: str) -> Recommender:
+        """Return a recommender that knows new items too, by what they are: a table with item_id and the
+        columns that described the items of the training; ``where`` is how messages call it.
+
+        They are recommended and read in histories at once; this recommender stays as it is.
+
+        Raises
+        ------
+        EnsuiteError
+            When the model knows items one by one, its engine has a fixed catalogue, or the items cannot be
+            described (`Describer.grow`).
+        """
+        model = self.describer.grow(items, where)
+        titles = next((items[name].to_list() for name in ("title", "name") if name in items.columns), None)
+        return self._grown(model, items["item_id"].to_list(), titles or [None] * len(items))
+
+    def _grown(self, model: Model, ids: Sequence[ItemId], titles: Sequence[str | None]) -> Recommender:
         if not isinstance(self.engine, ModelEngine):
             raise EnsuiteError(
                 "this engine answers from a catalogue that was fixed when it was built; serve with the "
                 "model itself (--engine torch), or train again with the new items"
             )
-        rows = [[self._rows[str(item)] for item in named] for named in like]
         known = [""] * len(self.item_ids) if self.titles is None else self.titles
         titled = self.titles is not None or any(titles)
         return Recommender(
-            self.model.with_items(rows),
+            model,
             [*self.item_ids, *ids],
             [*known, *titles] if titled else None,
             time_unit=self.time_unit,
             exclude=self.exclude,
+            run=self.run,
         )
 
     def with_titles(self, titles: Mapping[ItemId, str]) -> Recommender:
@@ -283,6 +324,7 @@ class Recommender:
             time_unit=self.time_unit,
             exclude=self.exclude,
             engine=self.engine,
+            run=self.run,
         )
 
     def knows(self, item: ItemId) -> bool:
@@ -299,7 +341,7 @@ class Recommender:
     def _read(self, ask: Ask, allowed: Tensor | None, unknown_candidates: list[ItemId]) -> _Read:
         items, times, sessions = split_times(list(ask.history), self.time_unit, ask.name)
         rows = [self._rows.get(str(item), 0) for item in items]
-        unknown = [item for item, row in zip(items, rows) if not row]
+        unknown = [] if all(rows) else [item for item, row in zip(items, rows) if not row]
         if len(unknown) == len(rows):
             shown = ", ".join(map(repr, unknown[:5]))
             raise NothingKnown(

@@ -21,7 +21,16 @@ from ensuite.serve.new_items import NewItems
 from ensuite.serve.recommendations import Ranked
 from ensuite.serve.recommender import BATCH, Recommender
 from ensuite.serve.requests import BadRequest, NothingKnown
-from ensuite.serve.store import Appended, Event, EventStore, Item, StoredEvent, StoreUnavailable, User
+from ensuite.serve.store import (
+    Appended,
+    Event,
+    EventStore,
+    Happened,
+    Item,
+    StoredEvent,
+    StoreUnavailable,
+    User,
+)
 from ensuite.training.run import Run, load_run
 
 T = TypeVar("T")
@@ -57,7 +66,7 @@ class Loaded:
 @dataclass(frozen=True)
 class _Question:
     request: Request
-    stored: Sequence[StoredEvent]
+    stored: Sequence[Happened]
     now: int
     ignored: list[str]
 
@@ -148,7 +157,7 @@ class Service:
 
     async def recommend_one(self, request: Request) -> Answer:
         """Answer a request; the errors are those of `recommend`."""
-        stored: list[StoredEvent] = []
+        stored: list[Happened] = []
         try:
             async with asyncio.timeout(self.timeout):
                 ignored = []
@@ -178,7 +187,7 @@ class Service:
         self.metrics.unknown_items.inc(len(answer.ranked.unknown))
         return answer
 
-    def _read_events(self, users: list[str]) -> list[list[StoredEvent]]:
+    def _read_events(self, users: list[str]) -> list[list[Happened]]:
         histories = self.store.histories(list(dict.fromkeys(users)), self._history)
         return [histories[user] for user in users]
 
@@ -216,7 +225,7 @@ class Service:
             )
         return answers
 
-    def _fall_back(self, request: Request, stored: Sequence[StoredEvent], reason: Reason) -> Answer:
+    def _fall_back(self, request: Request, stored: Sequence[Happened], reason: Reason) -> Answer:
         self.metrics.fallbacks.labels(reason).inc()
         if not request.fallback:
             raise NoAnswer(reason)

@@ -57,6 +57,9 @@ class TrainingConfig:
     """Validation metric that picks the best weights and stops early."""
     patience: int = 10
     """Validations without a better metric before training stops; 0 = never."""
+    user_share: float = 1.0
+    """Train, and validate, on a fixed random share of the users: what a system makes of little data, measured
+    on the same test cases as others."""
     validation_users: int = 0
     """Validate on a fixed sample of so many users; 0 = all."""
     max_minutes: float = 0.0
@@ -68,6 +71,8 @@ class TrainingConfig:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 1 is needed")
+        if not 0 < self.user_share <= 1:
+            raise ValueError(f"user_share = {self.user_share}: a share above 0, at most 1")
         if self.lr <= 0 or self.weight_decay < 0 or self.clip_norm < 0:
             raise ValueError("lr must be positive, weight_decay and clip_norm at least 0")
 
@@ -94,7 +99,7 @@ class CodesConfig:
     """Items without any text: refuse, take their id as text, or a vector of zeros."""
     tokeniser: str = "rq-k-means"
     """What makes codes of vectors (`ensuite codes build --help` lists them)."""
-    settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    settings: dict[str, bool | int | float | str | tuple[int, ...]] = Field(default_factory=dict)
     """Settings of the tokeniser that differ from its defaults, such as levels and size."""
     duplicates: Literal["digit", "shared", "reassign"] = "digit"
     """Items with equal codes: one more level tells them apart, they stay equal, or all but one move."""

@@ -31,12 +31,13 @@ from ensuite.models.materials import Materials
 from ensuite.objectives import build_objective
 from ensuite.training import checkpoint
 from ensuite.training.config import RunConfig, read_recipe, resolve
-from ensuite.training.materials import CODES, check_codes, gather_materials, make_codes, makes_codes
+from ensuite.training.materials import check_codes, gather_materials, make_codes, makes_codes
 from ensuite.training.preferences import check_preferences, gather_preferences
 from ensuite.training.progress import Display
-from ensuite.training.run import Run, build_card, load_run, read_card, write_text
+from ensuite.training.run import CODES, Run, build_card, claim, load_run, read_card, write_text
 from ensuite.training.start import FIRST_STAGE, start, start_values
 from ensuite.training.trainer import StopTraining, Trainer
+from ensuite.training.users import training_view
 
 __all__ = ["StopTraining", "train"]
 
@@ -109,6 +110,11 @@ def train(
         if (out / "card.json").exists():
             card = read_card(out)
         own_codes = "codes" in values and not values["codes"]["table"]  # they may be all that is there yet
+        if "transfer" in card:
+            raise EnsuiteError(
+                f"{out}: has the weights of {card['transfer']['run']} and was not trained; to train on, "
+                f"start another run from it: --from {out}"
+            )
         if not begun and "start" not in card and not own_codes:
             raise EnsuiteError(f"{out}: {checkpoint.NO_CHECKPOINT}")
         if card and card["data"]["fingerprint"] != dataset.fingerprint:
@@ -141,7 +147,7 @@ def train(
         if makes_codes(config, cls.reads):
             check_codes(config, dataset)
             if main and not claimed:
-                _claim(out, overwrite)
+                claim(out, overwrite)
                 write_text(out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
             claimed = True
             if main:
@@ -165,7 +171,7 @@ def train(
         origin = start(built, config, source, dataset)
     if main and not card:
         if not claimed:  # only now: whatever was refused above has left the run before it untouched
-            _claim(out, overwrite)
+            claim(out, overwrite)
         write_text(out / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
         shutil.copyfile(dataset.path / "items.parquet", out / "items.parquet")
         card = build_card(built, config, dataset) | ({} if source is None else {"start": origin})
@@ -252,29 +258,10 @@ def _resumed(saved: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> 
     return merge(saved, {"training": moved})
 
 
-def _claim(out: Path, overwrite: bool) -> None:
-    if out.exists() and any(out.iterdir()):
-        ours = (out / "config.yaml").exists() and (
-            (out / "card.json").exists() or {path.name for path in out.iterdir()} <= {"config.yaml", CODES}
-        )
-        if not (overwrite and ours):
-            remedy = (
-                "--resume to go on, --overwrite to start again, or another --out"
-                if ours
-                else "choose another --out"
-            )
-            raise EnsuiteError(f"{out}: exists already; {remedy}")
-        shutil.rmtree(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnsuiteError(f"{out}: cannot be created: {error.strerror}") from None
-
-
 def _build(cls: type[Model], config: RunConfig, dataset: Dataset) -> Model:
     if issubclass(cls, FittedModel):
         return cls(config.model, dataset.n_items)
-    events = dataset.events("train")
+    events = training_view(dataset, config)
     counts = np.bincount(events.item_idx[events.rows()], minlength=dataset.n_items + 1)
     objective = build_objective(config.objective, dataset.n_items, torch.from_numpy(counts))
     return cls(config.model, dataset.n_items, objective)  # type: ignore[call-arg]

@@ -15,22 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ensuite.content.template import render_items
+from ensuite.content.template import as_text, render_items
 from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.models.materials import Materials
 from ensuite.training.config import CodesConfig, RunConfig
 from ensuite.training.item_vectors import RUN, Source, vectors_of_table
 from ensuite.training.progress import Display
+from ensuite.training.run import CODES
+from ensuite.training.users import training_view
 
 if TYPE_CHECKING:
     import numpy as np
+    import polars as pl
 
     from ensuite.codes.table import SemanticIdTable
     from ensuite.codes.tokeniser import Tokeniser
-
-CODES = "codes"
-"""The folder, inside a run, of the table that was made for it."""
 
 TEXTS = ("title", "name", "brand", "categories", "genres")
 """Columns that describe an item, where no template says more."""
@@ -51,26 +51,26 @@ def check_codes(config: RunConfig, dataset: Dataset) -> None:
     """
     assert config.codes is not None
     _tokeniser_settings(config.codes)
-    template(config.codes, dataset)
+    template(config.codes, dataset.items, str(dataset.path))
 
 
-def template(codes: CodesConfig, dataset: Dataset) -> str | None:
-    """Return what describes an item of ``dataset`` in words; None when its vectors are those of a run, or of
+def template(codes: CodesConfig, items: pl.DataFrame, where: str) -> str | None:
+    """Return what describes an item of a table in words; None when its vectors are those of a run, or of
     images alone."""
     if not codes.text and (codes.images or codes.encoder.startswith(RUN)):
         return None
-    return describing(codes, dataset)
+    return describing(codes, items, where)
 
 
-def describing(codes: CodesConfig, dataset: Dataset) -> str:
-    """Return what describes an item of ``dataset`` in words."""
+def describing(codes: CodesConfig, items: pl.DataFrame, where: str) -> str:
+    """Return what describes an item of a table in words."""
     if codes.text:
         return codes.text
-    columns = [name for name in TEXTS if name in dataset.items.columns]
+    columns = [name for name in TEXTS if name in items.columns and any(map(as_text, items[name]))]
     if not columns:
-        there = ", ".join(dataset.items.columns)
+        there = ", ".join(items.columns)
         raise EnsuiteError(
-            f"{dataset.path}: codes are made of what items are, and no column of the item table says that "
+            f"{where}: codes are made of what items are, and no column of the item table says that "
             f"(there is {there}); prepare the dataset with a table of items that has a title, name the "
             "column by --codes.text '{COLUMN}', take the vectors of a trained run (--codes.encoder run:RUN), "
             "or give a table (--codes.table)"
@@ -91,9 +91,12 @@ def make_codes(
     if out.exists():
         SemanticIdTable.load(out).check_items(dataset.items["item_id"].to_list(), str(out))
         return
+    where = str(dataset.path)
     with display.stages() as news:
-        found = _source(codes, dataset).read(dataset.items, str(dataset.path), str(device), news)
-        learnt = found.has_content & _in_training(dataset) if codes.fit_on == "train" else found.has_content
+        found = source_of(codes, dataset.items, where).read(dataset.items, where, str(device), news)
+        learnt = found.has_content
+        if codes.fit_on == "train":
+            learnt = learnt & _in_training(dataset, config)
         cls = tokeniser_class(codes.tokeniser)
         tokeniser: Tokeniser = cls(_tokeniser_settings(codes), found.vectors.shape[1])
         table = build_table(
@@ -148,7 +151,7 @@ def gather_materials(
         return made
     assert table is not None
     encoder = table.provenance["encoder"]
-    text = encoder.get("template") or describing(codes, dataset)
+    text = encoder.get("template") or describing(codes, dataset.items, str(dataset.path))
     texts = ["", *render_items(dataset.items, text, str(dataset.path))]
     return replace(made, texts=texts, encoder=encoder)
 
@@ -161,20 +164,22 @@ def _vectors(
     display: Display,
 ) -> Tensor:
     """Return the content vectors [V + 1, D] of the items: those that the ``table`` was made of."""
+    where = str(dataset.path)
     with display.stages() as news:
         if table is None:
-            found = _source(codes, dataset).read(dataset.items, str(dataset.path), str(device), news)
+            found = source_of(codes, dataset.items, where).read(dataset.items, where, str(device), news)
         else:
-            found = vectors_of_table(table, dataset.items, str(dataset.path), str(device), news)
+            found = vectors_of_table(table, dataset.items, where, str(device), news)
     return F.pad(torch.from_numpy(found.vectors), (0, 0, 1, 0))
 
 
-def _source(codes: CodesConfig, dataset: Dataset) -> Source:
+def source_of(codes: CodesConfig, items: pl.DataFrame, where: str, cache: Path | None = None) -> Source:
+    """Return where the content vectors of the items of a table come from."""
     return Source(
         codes.encoder,
-        template(codes, dataset),
+        template(codes, items, where),
         codes.without_text,
-        None,
+        cache,
         codes.images or None,
         codes.image_encoder,
     )
@@ -187,11 +192,11 @@ def _tokeniser_settings(codes: CodesConfig) -> Any:
     return build_config(tokeniser_class(codes.tokeniser).Config, codes.settings, "codes.settings")
 
 
-def _in_training(dataset: Dataset) -> np.ndarray:
+def _in_training(dataset: Dataset, config: RunConfig) -> np.ndarray:
     """Return which items occur in the training events: [V] bool."""
     import numpy as np
 
-    events = dataset.events("train")
+    events = training_view(dataset, config)
     there = np.zeros(dataset.n_items + 1, bool)
     there[events.item_idx[events.rows()]] = True
     return there[1:]

@@ -17,6 +17,7 @@ from ensuite.models.base import Model
 from ensuite.training.config import PreferencesConfig, RunConfig
 from ensuite.training.materials import describing
 from ensuite.training.progress import Display
+from ensuite.training.users import training_view
 
 if TYPE_CHECKING:
     from ensuite.preferences.axes import Axes
@@ -86,7 +87,7 @@ def gather_preferences(config: RunConfig, dataset: Dataset, model: Model, displa
         space = build_space(
             dataset,
             preferences,
-            describing(config.codes, dataset),
+            describing(config.codes, dataset.items, str(dataset.path)),
             encoder,
             progress=lambda done, total: news.update("texts", done, total),
         )
@@ -94,7 +95,8 @@ def gather_preferences(config: RunConfig, dataset: Dataset, model: Model, displa
         user = np.repeat(np.arange(dataset.n_users), np.diff(offsets))
         index = np.arange(len(items)) - offsets[user]
         numbers = choose(preferences, user, index, items, asked.choice, space)
-        extra = _extra(asked, lambda: Axes(dataset, preferences, space, "train"))
+        taking_part = training_view(dataset, config).lengths > 0
+        extra = _extra(asked, lambda: Axes(dataset, preferences, space, "train"), taking_part)
         news.busy("encoding preferences")
         return _encoded(preferences, numbers, extra, model)
 
@@ -112,8 +114,8 @@ def _encoded(preferences: Preferences, numbers: np.ndarray, extra: Extra | None,
     return Known(stated, None if extra is None else replace(extra, numbers=anew[extra.numbers]))
 
 
-def _extra(asked: PreferencesConfig, axes: Callable[[], Axes]) -> Extra | None:
-    """Return the samples of the mix."""
+def _extra(asked: PreferencesConfig, axes: Callable[[], Axes], taking_part: np.ndarray) -> Extra | None:
+    """Return the samples of the mix whose users are ``taking_part`` [U] in the training."""
     if asked.mix == "none":
         return None
     made = axes()
@@ -127,10 +129,12 @@ def _extra(asked: PreferencesConfig, axes: Callable[[], Axes]) -> Extra | None:
             )
         parts += [questions.extra(wanted) for wanted in _signs(asked.mix)]
     parts += [made.steering(kind).extra() for kind in ("fine", "coarse") if asked.mix in (kind, "all")]
-    if not sum(len(part.user) for part in parts):
-        raise EnsuiteError(f"preferences.mix = {asked.mix}: {asked.file} gives no such samples")
     names = ("user", "start", "end", "target", "numbers", "unwanted")
-    return Extra(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    kept = taking_part[joined["user"]]
+    if not kept.any():
+        raise EnsuiteError(f"preferences.mix = {asked.mix}: {asked.file} gives no such samples")
+    return Extra(**{name: values[kept] for name, values in joined.items()})
 
 
 def _signs(mix: str) -> tuple[bool, ...]:

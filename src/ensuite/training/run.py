@@ -7,6 +7,7 @@ RUN/
   model.safetensors    the best weights on validation
   metrics.jsonl        one line per epoch ("train") and per validation ("valid")
   items.parquet        the item table of the dataset
+  codes/               the codes of its items, where the run made them itself
   last.safetensors     the newest checkpoint: weights, optimiser state, counters
   search.safetensors   how its items are searched, where `ensuite index` has built it
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ from ensuite.models.base import Model
 from ensuite.training.config import RunConfig, resolve
 
 FORMAT_VERSION = 1
+CODES = "codes"
+"""The folder, inside a run, of the table of codes that was made for it."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,27 @@ def write_text(path: Path, text: str) -> None:
         raise EnsuiteError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def claim(out: Path, overwrite: bool) -> None:
+    """Make the folder ``out`` for a run, or empty it; what is there is replaced only if it is a run, or the
+    beginning of one, and may be overwritten."""
+    if out.exists() and any(out.iterdir()):
+        ours = (out / "config.yaml").exists() and (
+            (out / "card.json").exists() or {path.name for path in out.iterdir()} <= {"config.yaml", CODES}
+        )
+        if not (overwrite and ours):
+            remedy = (
+                "--resume to go on, --overwrite to start again, or another --out"
+                if ours
+                else "choose another --out"
+            )
+            raise EnsuiteError(f"{out}: exists already; {remedy}")
+        shutil.rmtree(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnsuiteError(f"{out}: cannot be created: {error.strerror}") from None
 
 
 def build_card(model: Model, config: RunConfig, dataset: Dataset) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from ensuite.errors import EnsuiteError
 from ensuite.models.base import Model
 from ensuite.models.registry import load_model
 from ensuite.training.config import RunConfig
-from ensuite.training.materials import CODES
-from ensuite.training.run import read_card, read_tensors
+from ensuite.training.run import CODES, read_card, read_tensors
 
 FIRST_STAGE = "base"
 """The folder, inside a run, of the run that its first stage is."""

@@ -13,13 +13,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ensuite.data.batches import Batch
-from ensuite.data.dataset import Cases, Dataset
+from ensuite.data.dataset import Dataset
 from ensuite.data.samples import Samples
 from ensuite.errors import EnsuiteError
 from ensuite.evaluate.metrics import compute_metrics, parse_metric
@@ -34,6 +33,7 @@ from ensuite.training.preferences import Known
 from ensuite.training.progress import Display
 from ensuite.training.run import read_card, write_tensors, write_text
 from ensuite.training.signals import StopFlag
+from ensuite.training.users import training_view, validation_cases
 
 VALIDATION_METRICS = ("ndcg@10", "hr@10", "mrr")
 
@@ -87,22 +87,23 @@ class Trainer:
                 f"{dataset.path}: nobody to validate on: "
                 "all users are shorter than the split needs, or all are cold"
             )
+        events = training_view(dataset, config)
         self.samples = Samples(
-            known.beside(dataset.events("train")),
+            known.beside(events),
             config.samples,
             max_length=model.max_length,
             batch_size=config.training.batch_size,
             seed=config.seed,
             extra=known.extra,
         )
-        model.fit(dataset.events("train"))  # what it refuses, it refuses before a run folder is touched
+        model.fit(events)  # what it refuses, it refuses before a run folder is touched
 
     # -- models that are counted --
 
     def fit(self) -> None:
         began = time.perf_counter()
         with self.heartbeat, self.display.busy("counting"):
-            self.model.fit(self.dataset.events("train"))
+            self.model.fit(training_view(self.dataset, self.config))
         self.state.seconds = time.perf_counter() - began
         self.model.eval()
         if self.accelerator.is_main_process:
@@ -355,13 +356,3 @@ class Trainer:
         card["peak_memory_bytes"] = memory * (1 if sys.platform == "darwin" else 1024)
         card["processes"] = self.part[1]
         write_text(self.out / "card.json", json.dumps(card, indent=2, default=str) + "\n")
-
-
-def validation_cases(dataset: Dataset, config: RunConfig) -> Cases:
-    """Return the validation cases, or those of the fixed sample of users that the configuration asks for."""
-    cases = dataset.cases("valid")
-    users, n = np.unique(cases.user), config.training.validation_users
-    if 0 < n < len(users):
-        some = users[np.random.default_rng(config.seed).choice(len(users), n, replace=False)]
-        cases = cases.take(np.flatnonzero(np.isin(cases.user, some)))
-    return cases

@@ -80,6 +80,13 @@ def test_variants(name, values, tmp_path):
     assert checked(small(name, **values), name, tmp_path).difference < 1e-5
 
 
+def test_a_wrapper_around_a_system_that_reads_times(tmp_path):
+    encoder = {"dim": 8, "blocks": 1, "heads": 1, "dim_qk": 8, "dim_v": 8, "max_length": 8}
+    model = small("rearec", base="hstu", steps=1, encoder=encoder)
+    assert model.needs_times()
+    assert checked(model, "rearec", tmp_path).difference < 1e-5
+
+
 def test_what_depends_on_the_data_is_named():
     with pytest.raises(
         EnsuiteError, match=r"icsrec cannot be exported: .*data/noise.py.*--engine torch"

@@ -55,7 +55,14 @@ def test_keys_open_the_pages(films, serving, tmp_path, look):
         other.locator("#record").click()
         expect(other.locator("#record")).to_have_count(0)
         assert len(store.history("ann", 10)) == 1
+        others = []
+        for path in ("/runs", "/run?name=sasrec", "/training"):
+            others.append(other.context.new_page())
+            others[-1].goto(url + path)
+            expect(others[-1].locator("h1")).to_be_visible()
         store.revoke_key("read write")
         expect(other.get_by_label("API key")).to_be_visible(timeout=12_000)  # within seconds
+        for one in others:
+            expect(one.get_by_label("API key")).to_be_visible(timeout=3_000)
         expect(page.locator(".past")).to_be_visible()
     store.close()

@@ -76,6 +76,16 @@ def test_the_list_follows_the_history(served, look):
     expect(page.locator(".event .name").first).to_have_text("Amélie")
     settled(page)
     expect(page.locator(".answer .number").first).not_to_have_text(score)
+    add(page, "alien")
+    settled(page)
+    assert titles(page, ".event") == ["Alien", "Amélie", "The Matrix"]
+    names = page.locator(".event .name")
+    names.nth(0).drag_to(names.nth(2))
+    expect(names).to_have_text(["Amélie", "The Matrix", "Alien"])
+    settled(page)
+    names.nth(1).drag_to(names.nth(0))
+    expect(names).to_have_text(["The Matrix", "Amélie", "Alien"])
+    settled(page)
     page.get_by_role("button", name="Clear").click()
     expect(page.locator(".event")).to_have_count(0)
 
@@ -278,3 +288,10 @@ def test_hurried_typing(served, look):
     page.keyboard.press("Enter")
     expect(page.locator(".whose")).to_have_text("user u77")
     expect(page.locator("#users")).to_have_value("")
+
+
+def test_the_api_is_described_without_the_network(served, look):
+    page = look(served.url)
+    page.goto(f"{served.url}/docs")
+    page.get_by_role("button", name="POST /v1/recommend Recommend").click()
+    expect(page.get_by_text("Recommend items for a user, a history, or both")).to_be_visible()

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ensuite.errors import EnsuiteError
-from ensuite.serve.store import Appended, Event, EventStore, User
-from ensuite.serve.store.queries import first_users, last_events
+from ensuite.serve.store import Appended, Event, EventStore, Happened, User
+from ensuite.serve.store.queries import first_users, last_of_each
 from ensuite.serve.store.records import to_json
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
@@ -57,8 +57,10 @@ def test_history_is_in_order_of_time_then_arrival(store: EventStore, batches: li
     histories = store.histories([*users, "nobody"], limit)
     for user in users:
         mine = sorted((event for event in sent if event.user_id == user), key=lambda event: event.time)
-        assert [content(event) for event in histories[user]] == [content(event) for event in mine[-limit:]]
-        assert store.history(user, limit) == histories[user]
+        stored = store.history(user, limit)
+        assert [content(event) for event in stored] == [content(event) for event in mine[-limit:]]
+        read = [Happened(event.item_id, event.time, event.session) for event in stored]
+        assert histories[user] == store.histories([user], limit)[user] == read
         assert store.user(user) == User(user, len(mine), mine[0].time, mine[-1].time)
     assert histories["nobody"] == []
     assert store.user("nobody") is None
@@ -77,7 +79,7 @@ def test_what_is_sent_again_is_stored_once(store: EventStore, data: st.DataObjec
         new = {event.event_id for event in batch} - seen
         assert store.append(batch) == Appended(len(new), len(batch) - len(new))
         seen |= new
-    stored = [e for h in store.histories([e.user_id for e in events], 100).values() for e in h]
+    stored = [e for user in {e.user_id for e in events} for e in store.history(user, 100)]
     assert sorted(content(e) for e in stored if e.event_id in seen) == sorted(
         content(e) for e in events if e.event_id in seen
     )
@@ -149,6 +151,7 @@ def test_what_cannot_be_kept_is_refused_by_its_field(store: EventStore, event: E
 def test_users_that_cannot_be_have_no_events(store: EventStore) -> None:
     for user in ("", "\0", "\ud800", "a" * 513):
         assert store.histories([user], 5) == {user: []}
+        assert store.history(user, 5) == []
         assert store.user(user) is None
         assert store.delete_user(user) == 0
     assert store.users("\ud800") == []
@@ -224,7 +227,7 @@ def test_retention_removes_the_older_and_nothing_else(
     store.append(events)
     kept = [event for event in events if event.time >= before]
     assert store.forget(before, batch=batch) == len(events) - len(kept)
-    stored = [e for h in store.histories(sorted({e.user_id for e in events}), 100).values() for e in h]
+    stored = [e for user in {e.user_id for e in events} for e in store.history(user, 100)]
     assert sorted(map(content, stored), key=repr) == sorted(map(content, kept), key=repr)
 
 
@@ -253,7 +256,7 @@ def plan(store: EventStore, query: sa.Executable) -> str:
 
 def test_a_history_is_read_from_its_index(store: EventStore) -> None:
     """One range of the index for each user, newest first, without a sort."""
-    found = plan(store, last_events(["u01", "u02"], 5))
+    found = plan(store, last_of_each(["u01", "u02"], 5))
     if "ensuite_events USING INDEX" in found:  # SQLite
         assert found.count("SEARCH ensuite_events USING INDEX ix_ensuite_events_user (user_id=?)") == 2, found
         assert "SCAN ensuite_events" not in found, found

@@ -170,8 +170,7 @@ list(ThreadPoolExecutor(4).map(send, range(4)))
     ]
     process.wait()
     store = EventStore.open(store_url)
-    histories = store.histories([f"u{thread}" for thread in range(4)], 1_000_000)
-    stored = [event.event_id for history in histories.values() for event in history]
+    stored = [e.event_id for thread in range(4) for e in store.history(f"u{thread}", 1_000_000)]
     assert len(stored) == len(set(stored))
     assert {f"{name}-{part}" for name in acknowledged for part in "ab"} <= set(stored)
     assert {f"{str(name)[:-1]}{part}" for name in stored for part in "ab"} == set(stored)

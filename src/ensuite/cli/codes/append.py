@@ -5,15 +5,11 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from ensuite.cli.codes.show import Working, say_counts, say_next
-from ensuite.training.item_vectors import RUN, Source
-
-if TYPE_CHECKING:
-    import polars as pl
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,8 @@ def main(argv: list[str]) -> None:
     from ensuite.codes.table import TOKENISER, SemanticIdTable
     from ensuite.codes.tokeniser import load_tokeniser
     from ensuite.errors import EnsuiteError
+    from ensuite.training.item_vectors import RUN
+    from ensuite.training.new_items import append_items, read_new_items
 
     args = tyro.cli(
         AppendArguments, args=argv, prog="ensuite codes append", config=(tyro.conf.FlagCreatePairsOff,)
@@ -59,11 +57,19 @@ def main(argv: list[str]) -> None:
             "build codes from text to append items"
         )
     tokeniser = load_tokeniser(args.codes / TOKENISER)
-    items = _read_new(args.items, table.item_ids)
-    source = Source.remembered(made, cache=args.cache, encoder=args.encoder, without_text=args.without_text)
+    items = read_new_items(args.items, table.item_ids)
     with Working(not args.quiet) as working:
-        found = source.read(items, str(args.items), pick_device(args.device), working, new=True)
-    longer = table.append(found.item_ids, found.vectors, tokeniser, encoder=found.source["hash"])
+        longer, found = append_items(
+            table,
+            tokeniser,
+            items,
+            str(args.items),
+            cache=args.cache,
+            encoder=args.encoder,
+            without_text=args.without_text,
+            device=pick_device(args.device),
+            working=working,
+        )
     out = args.out or args.codes
     longer.save(out, tokeniser, overwrite=args.out is None)
     say_counts(found.counts)
@@ -71,30 +77,3 @@ def main(argv: list[str]) -> None:
         f"{out}: {len(items):,} items appended, {longer.n_items:,} in all; no old code has changed",
         f"ensuite codes report {shlex.quote(str(out))}",
     )
-
-
-def _read_new(path: Path, known: list[Any]) -> pl.DataFrame:
-    """Read the new items, their ids in the type of those in the table."""
-    import polars as pl
-
-    from ensuite.data.columns import guess
-    from ensuite.data.readers import read_table, title_column
-    from ensuite.errors import EnsuiteError
-
-    items = title_column(read_table(str(path)))
-    column = guess("item", items.columns) or ("id" if "id" in items.columns else None)
-    if column is None:
-        raise EnsuiteError(
-            f"{path}: no column looks like the item_id; rename it (columns: {', '.join(items.columns)})"
-        )
-    items = items.rename({column: "item_id"})
-    wanted = pl.Series(known).dtype
-    try:
-        items = items.with_columns(pl.col("item_id").cast(pl.String).cast(wanted))
-    except pl.exceptions.PolarsError:
-        raise EnsuiteError(
-            f"{path}: column '{column}' does not hold ids like the table's ({wanted}, such as {known[0]!r})"
-        ) from None
-    if items["item_id"].null_count():
-        raise EnsuiteError(f"{path}: row {items['item_id'].is_null().arg_true()[0] + 1:,} has no item_id")
-    return items

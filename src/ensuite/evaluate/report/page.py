@@ -207,6 +207,14 @@ def _slices(c: Comparison) -> list[str]:
             ],
             "Head: the 20 % of items with most training events; cold: without one.",
         ),
+        "Repeated and new targets": (
+            [name for name in ("repeated items", "new items") if name in c.slice_sizes],
+            "Targets that the user's history holds, and that it does not.",
+        ),
+        "Targets by popularity": (
+            [name for name in c.slice_sizes if name.startswith("popularity ")],
+            "Targets by the number of their item's training events.",
+        ),
         "Short and long histories": (
             [name for name in c.slice_sizes if name.startswith("history ")],
             "Users by the number of events before the target.",
@@ -238,8 +246,12 @@ def _slices(c: Comparison) -> list[str]:
             )
             for i, row in enumerate(c.rows)
         ]
+        kinds = ("popularity ", "history ", "transition ")
         labels = [
-            name.removeprefix("history ").removeprefix("transition ").replace(" items", "") for name in names
+            next((name.removeprefix(kind) for kind in kinds if name.startswith(kind)), name).replace(
+                " items", ""
+            )
+            for name in names
         ]
         chart = bar_chart(labels, series, title=heading, y_label=metric)
         out.append(panel(heading, f"{metric}. {hint}", chart, _legend(series)))

@@ -6,10 +6,10 @@ from importlib.util import find_spec
 
 from ensuite.errors import EnsuiteError
 
-if not (find_spec("fastapi") and find_spec("uvicorn") and find_spec("prometheus_client")):
+if not all(map(find_spec, ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client"))):
     raise EnsuiteError(
-        "the service needs FastAPI, uvicorn and prometheus-client, which are not installed: "
-        "pip install 'ensuite[serve]'"
+        "the service needs FastAPI, fastapi-offline, uvicorn and prometheus-client, which are not all "
+        "installed: pip install 'ensuite[serve]'"
     )
 
 from ensuite.serve.http.app import build_app

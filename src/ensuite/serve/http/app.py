@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from ensuite import __version__
@@ -58,7 +59,9 @@ def build_app(
             await watcher
         service.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # FastAPI, whose page of the API loads its script from here, not from another host
+        redoc_url=None,
+        static_url="/docs-files",
         title="ensuite",
         version=__version__,
         description=DESCRIPTION,

@@ -55,8 +55,8 @@ reads, writes = [Depends(needs("read"))], [Depends(needs("write"))]
 PathId = Annotated[str, Path(min_length=1, max_length=TEXT, pattern=PRINTABLE)]
 
 
-def service_of(request: Request) -> Service:
-    """Return the service that the application serves."""
+async def service_of(request: Request) -> Service:
+    """Return the service that the application serves; a plain function would be called in a thread."""
     return request.app.state.service
 
 
@@ -182,9 +182,10 @@ async def similar(item_id: PathId, service: Served, k: Annotated[int, Query(ge=1
     tags=["items"],
 )
 async def put_items(body: schemas.Items, service: Served) -> Response:
-    """Add items that came after the training, `like` known ones: recommended and read at once.
+    """Add items that came after the training: recommended and read at once.
 
-    Refused, with the reason, where the model cannot; nothing is stored then. Titles of known items change.
+    A model that knows items by their text reads title and attributes, others what they are `like`. Refused,
+    with the reason, where the model cannot; nothing is stored then. Titles of known items change.
     """
     return JSONResponse(_new_items(await service.put_items([item.item() for item in body.items])))
 

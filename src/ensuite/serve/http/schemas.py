@@ -395,9 +395,13 @@ class Similar(BaseModel):
 class NewItemsOut(BaseModel):
     """Of all items put so far."""
 
-    added: int = Field(description="New to the model; scored and read as the mean of what they are like.")
+    added: int = Field(
+        description="New to the model; known by their text, or as the mean of what they are like."
+    )
     known: int = Field(description="Known to the model from its training.")
-    dropped: list[str] = Field(description="Like nothing that this model knows: not recommended.")
+    dropped: list[str] = Field(
+        description="Neither described to this model nor like anything it knows: not recommended."
+    )
 
 
 class FallbackOut(BaseModel):

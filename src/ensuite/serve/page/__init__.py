@@ -3,7 +3,11 @@ without asking any other host for anything."""
 
 from __future__ import annotations
 
-import warnings
+import asyncio
+import contextlib
+import gc
+import logging
+from collections.abc import AsyncIterator, Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,31 +16,26 @@ from ensuite.errors import EnsuiteError
 if not find_spec("nicegui"):
     raise EnsuiteError("the page needs NiceGUI, which is not installed: pip install 'ensuite[serve]'")
 
-from fastapi import FastAPI, Request
-from fastapi.responses import Response
-from nicegui import ui
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
 from starlette.routing import Match, Mount
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ensuite.serve.page.backend import Backend
-from ensuite.serve.page.comparing import Comparisons
-from ensuite.serve.page.door import Door, token_of
-from ensuite.serve.page.run import show_run
-from ensuite.serve.page.runs import Runs
-from ensuite.serve.page.theme import FAVICON
-from ensuite.serve.page.training import Training
-from ensuite.serve.page.try_it import TryIt
 from ensuite.serve.service import Service
 
 __all__ = ["mount"]
 
-PATHS = frozenset({"/", "/runs", "/run", "/training", "/favicon.ico"})
+PATHS = frozenset({"/", "/runs", "/run", "/training", "/key", "/favicon.ico"})
 ASSETS = "/_nicegui"
 """What begins the paths of NiceGUI's own files and of its socket."""
+logger = logging.getLogger(__name__)
 
 
 def mount(app: FastAPI, service: Service, runs: Path | None) -> None:
     """Show the pages of a service at ``/``; once in a process, as NiceGUI has one application.
+
+    They are loaded when the service has started, which they would keep from its first answers for most of a
+    second; who asks for one before waits for it.
 
     Parameters
     ----------
@@ -47,53 +46,57 @@ def mount(app: FastAPI, service: Service, runs: Path | None) -> None:
     runs
         A folder of runs to be compared and watched; None: the pages about runs say that there is none.
     """
-    backend, comparisons = Backend(service, runs), Comparisons()
-    door = Door(app.state.keys)
-    door.open_on(app)
 
-    @ui.page("/")
-    async def _try_it(request: Request, beside: str = "") -> Response | None:
-        if (stop := await door.stop(request)) is not None:
-            return stop
-        token = token_of(request)
-        TryIt(backend, lambda: door.scopes(token), await door.scopes(token), beside)
-        return None
+    def build() -> FastAPI:
+        from ensuite.serve.page.pages import build_pages
 
-    @ui.page("/runs")
-    async def _runs(request: Request) -> Response | None:
-        if (stop := await door.stop(request)) is not None:
-            return stop
-        Runs(backend, comparisons)
-        return None
+        return build_pages(service, app.state.keys, runs)
 
-    @ui.page("/run")
-    async def _run(request: Request, name: str = "") -> Response | None:
-        if (stop := await door.stop(request)) is not None:
-            return stop
-        show_run(backend, name)
-        return None
+    pages = _Later(build)
+    of_service = app.router.lifespan_context
 
-    @ui.page("/training")
-    async def _training(request: Request) -> Response | None:
-        if (stop := await door.stop(request)) is not None:
-            return stop
-        Training(backend)
-        return None
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with of_service(app):
+            running = asyncio.create_task(pages.run())
+            yield
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
 
-    # NiceGUI looks for its server among all objects of the process, those that PyTorch calls deprecated too.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"nicegui\.ui_run_with")
-    ui.run_with(
-        app,
-        title="ensuite",
-        favicon=FAVICON,
-        language="en-GB",
-        tailwind=False,
-        dark=None,
-        show_welcome_message=False,
-    )
-    mounted = app.router.routes[-1]
-    assert isinstance(mounted, Mount)
-    app.router.routes[-1] = _Pages(mounted.path, mounted.app)
+    app.router.lifespan_context = lifespan
+    app.router.routes.append(_Pages("", pages))
+
+
+class _Later:
+    """An application that is built in a thread when `run` begins; requests wait for it."""
+
+    def __init__(self, build: Callable[[], FastAPI]):
+        self._build = build
+        self._app: ASGIApp = PlainTextResponse("The pages cannot be shown; the service's log says why.", 503)
+        self._tried = asyncio.Event()
+
+    async def run(self) -> None:
+        """Build the application and keep it alive until this is cancelled."""
+        try:
+            app = await asyncio.to_thread(self._load)
+            async with app.router.lifespan_context(app):
+                self._app = app
+                self._tried.set()
+                await asyncio.get_running_loop().create_future()  # never done
+        except Exception:
+            logger.exception("the pages cannot be shown")
+            self._tried.set()
+
+    def _load(self) -> FastAPI:
+        app = self._build()
+        gc.collect()
+        gc.freeze()  # as when the service was loaded: no request waits for these objects
+        return app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._tried.wait()
+        await self._app(scope, receive, send)
 
 
 class _Pages(Mount):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nicegui import Client, ui
+from nicegui.elements.mixins.sortable_element import SortableElement
 from nicegui.elements.mixins.text_element import TextElement
 
 from ensuite.serve.page.theme import HEAD, LOGO, icon
@@ -40,6 +41,10 @@ class Tag(TextElement):
                 self.props[name] = value
         self.update()
         return self
+
+
+class SortableTag(Tag, SortableElement):
+    """An element whose children can be dragged into another order: see `make_sortable`."""
 
 
 def button(text: str, click: Callable[[], Any], classes: str = "", **attributes: Any) -> Tag:

@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
+from nicegui.events import SortableEventArguments
+
 from ensuite.serve.page.backend import Backend, KnownUser, PastEvent
-from ensuite.serve.page.components import Option, SearchBox, Tag, button, icon_button
+from ensuite.serve.page.components import Option, SearchBox, SortableTag, Tag, button, icon_button
 
 SHOWN = 40
 """Events that are shown of a long history until all are asked for."""
+ON_DRAG = {"filter": "button", "preventOnFilter": False, "delay": 200, "delayOnTouchOnly": True}
+"""Buttons of a row stay buttons, and a finger that does not rest scrolls."""
 WHERE = {True: "in the store", False: "dataset"}
 
 
@@ -21,7 +25,7 @@ class Acts(Protocol):
 
     async def add(self, item: object) -> None: ...
     async def remove(self, number: int) -> None: ...
-    async def move(self, number: int, step: int) -> None: ...
+    async def move(self, number: int, to: int) -> None: ...
     async def clear(self) -> None: ...
     async def example(self) -> None: ...
     async def choose(self, user: KnownUser) -> None: ...
@@ -34,6 +38,7 @@ class PastPanel:
     def __init__(self, backend: Backend, acts: Acts):
         self.backend, self.acts = backend, acts
         self.all_shown = False
+        self._newest = -1
         self._rows: dict[int, tuple[Tag, Tag, Tag]] = {}
         with Tag("section", "panel past", aria_labelledby="past-title"):
             with Tag("div", "title"):
@@ -45,7 +50,8 @@ class PastPanel:
             SearchBox("users", "Pick a user", "… or pick a user", self._users, acts.choose)
             self.nothing, self.tools = Tag("div", "empty"), Tag("div", "tools")
             # It stays when its rows are built anew, and so does the place one has scrolled to.
-            self.list = Tag("ol", "events", aria_label="The history, the newest first", reversed=True)
+            self.list = SortableTag("ol", "events", aria_label="The history, the newest first", reversed=True)
+            self.list.make_sortable(ON_DRAG, on_end=self._dropped)
             self.more = Tag("div")
 
     def show(self, events: Sequence[PastEvent], user: KnownUser | None, offered: bool) -> None:
@@ -54,7 +60,7 @@ class PastPanel:
         with self.whose:
             if user is not None:
                 Tag("span", "pill live" if user.stored else "pill", f"user {user.user}")
-        self._rows = {}
+        self._rows, self._newest = {}, len(events) - 1
         for part in (self.nothing, self.tools, self.list, self.more):
             part.clear()
         self.nothing.set(hidden=bool(events))
@@ -136,13 +142,16 @@ class PastPanel:
                     icon_button(
                         sign,
                         f"Move {title} {way}",
-                        partial(self.acts.move, number, step),
+                        partial(self.acts.move, number, number + step),
                         id=f"{way}-{number}",
                         disabled=not 0 <= number + step < len(events),
                     )
                 remove = partial(self.acts.remove, number)
                 icon_button("remove", f"Remove {title}", remove, id=f"remove-{number}")
         self._rows[number] = row, bar, value
+
+    async def _dropped(self, event: SortableEventArguments) -> None:
+        await self.acts.move(self._newest - event.old_index, self._newest - event.new_index)
 
     def _hint(self, event: PastEvent, known: bool) -> str:
         parts = [str(event.item)] if self.backend.recommender.titles is not None else []

@@ -85,14 +85,18 @@ class TryIt:
         del self.events[number]
         await self._changed()
 
-    async def move(self, number: int, step: int) -> None:
-        """Let an item change places with its neighbour; the times stay where they are."""
-        other = number + step
-        if 0 <= other < len(self.events):
-            one, two = self.events[number], self.events[other]
-            self.events[number] = replace(one, item=two.item, recorded=False)
-            self.events[other] = replace(two, item=one.item, recorded=False)
-            await self._changed()
+    async def move(self, number: int, to: int) -> None:
+        """Put an item into the place of another, which moves up; the times stay where they are."""
+        if number == to or not all(0 <= place < len(self.events) for place in (number, to)):
+            return
+        first, last = min(number, to), max(number, to)
+        between = self.events[first : last + 1]
+        items = [event.item for event in between]
+        items.insert(to - first, items.pop(number - first))
+        self.events[first : last + 1] = [
+            replace(event, item=item, recorded=False) for event, item in zip(between, items)
+        ]
+        await self._changed()
 
     async def clear(self) -> None:
         """Begin again."""
@@ -327,11 +331,7 @@ class TryIt:
     # -- what happens elsewhere --
 
     async def _watch(self) -> None:
-        """Look whether the store holds new events of the user, or another model is served; and whether the
-        reader may still look."""
-        if "read" not in await self.scopes():
-            self.client.run_javascript("location.reload()")
-            return
+        """Look whether the store holds new events of the user, or another model is served."""
         if self.backend.recommender is not self._served:
             self._served = self.backend.recommender
             self.served.text = self.backend.run.name

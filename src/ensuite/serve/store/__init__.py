@@ -14,12 +14,13 @@ if not (find_spec("sqlalchemy") and find_spec("alembic")):
 
 from ensuite.serve.store.database import StoreUnavailable
 from ensuite.serve.store.event_store import EventStore
-from ensuite.serve.store.records import Appended, Event, Info, Item, Key, StoredEvent, User
+from ensuite.serve.store.records import Appended, Event, Happened, Info, Item, Key, StoredEvent, User
 
 __all__ = [
     "Appended",
     "Event",
     "EventStore",
+    "Happened",
     "Info",
     "Item",
     "Key",

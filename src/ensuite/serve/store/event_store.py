@@ -26,17 +26,19 @@ from ensuite.serve.store.database import (
 )
 from ensuite.serve.store.migrate import migrate
 from ensuite.serve.store.queries import (
-    LAST_EVENTS,
+    LAST_READ,
     STORED,
     counts,
     first_users,
     last_events,
+    last_of_each,
     read_event,
     summary,
 )
 from ensuite.serve.store.records import (
     Appended,
     Event,
+    Happened,
     Info,
     Item,
     Key,
@@ -184,23 +186,27 @@ class EventStore:
 
     def history(self, user_id: str, limit: int) -> list[StoredEvent]:
         """Return a user's last ``limit`` events, oldest first: by time, equal times by arrival."""
-        return self.histories([user_id], limit)[user_id]
+        if not _can_be_kept(user_id):
+            return []
+        with self._read() as connection:
+            rows = connection.execute(last_events(STORED, user_id, limit)).fetchall()
+        return [read_event(row) for row in reversed(rows)]
 
-    def histories(self, user_ids: Sequence[str], limit: int) -> dict[str, list[StoredEvent]]:
-        """Return the last ``limit`` events of each user, oldest first; no events, an empty list."""
-        found: dict[str, list[StoredEvent]] = {user: [] for user in user_ids}
+    def histories(self, user_ids: Sequence[str], limit: int) -> dict[str, list[Happened]]:
+        """Return what models read of the last ``limit`` events of each user, oldest first; no events, an
+        empty list."""
+        found: dict[str, list[Happened]] = {user: [] for user in user_ids}
         asked = [user for user in found if _can_be_kept(user)]
         with self._read() as connection:
             for at in range(0, len(asked), AT_A_TIME):
                 some = asked[at : at + AT_A_TIME]
                 if len(some) == 1:
-                    rows = connection.execute(LAST_EVENTS, {"user": some[0], "most": limit})
-                else:
-                    rows = connection.execute(last_events(some, limit))
-                for row in rows.fetchall():
-                    found[row[0]].append(read_event(row))
-        for history in found.values():
-            history.sort(key=lambda event: (event.time, event.arrival))
+                    rows = connection.execute(LAST_READ, {"user": some[0], "most": limit}).fetchall()
+                    found[some[0]] = [Happened._make(row) for row in reversed(rows)]
+                    continue
+                rows = connection.execute(last_of_each(some, limit)).fetchall()
+                for user, _, *read in sorted(rows, key=lambda row: (row.time, row.arrival)):
+                    found[user].append(Happened._make(read))
         return found
 
     def user(self, user_id: str) -> User | None:

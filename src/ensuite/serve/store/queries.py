@@ -10,23 +10,29 @@ from ensuite.serve.store.schema import events
 e = events.c
 STORED = (e.user_id, e.item_id, e.time, e.event_id, e.kind, e.session, e.context, e.arrival)
 """The columns of a `StoredEvent`, in its order."""
+READ = (e.item_id, e.time, e.session)
+"""The columns of a `Happened`, in its order."""
 LAST = "\U0010ffff"
 """No character comes after it."""
 
 
-def _last_events(user: str | sa.BindParameter, limit: int | sa.BindParameter) -> sa.Select:
+def last_events(
+    columns: tuple[sa.Column, ...], user: str | sa.BindParameter, limit: int | sa.BindParameter
+) -> sa.Select:
+    """Select the last events of a user, the newest first: the end of a range of the index."""
     newest_first = e.time.desc(), e.arrival.desc()
-    return sa.select(*STORED).where(e.user_id == user).order_by(*newest_first).limit(limit)
+    return sa.select(*columns).where(e.user_id == user).order_by(*newest_first).limit(limit)
 
 
-LAST_EVENTS = _last_events(sa.bindparam("user"), sa.bindparam("most"))
-"""The last ``most`` events of ``user``: made once, since making a statement costs as much as running it."""
+LAST_READ = last_events(READ, sa.bindparam("user"), sa.bindparam("most"))
+"""What models read of the last ``most`` events of ``user``: made once, since making a statement costs as much
+as running it."""
 
 
-def last_events(user_ids: list[str], limit: int) -> sa.CompoundSelect:
-    """Select the last events of each user, in any order: one range of the index for each."""
+def last_of_each(user_ids: list[str], limit: int) -> sa.CompoundSelect:
+    """Select user, arrival and what models read of the last events of each user, in any order."""
     # Subqueries, since SQLite limits no member of a union otherwise.
-    each = [_last_events(user, limit).subquery() for user in user_ids]
+    each = [last_events((e.user_id, e.arrival, *READ), user, limit).subquery() for user in user_ids]
     return sa.union_all(*(sa.select(one) for one in each))
 
 

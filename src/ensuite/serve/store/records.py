@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ensuite.errors import EnsuiteError
 
@@ -37,6 +37,15 @@ class StoredEvent(Event):
     time: int
     arrival: int = field(kw_only=True)
     """The store's own ascending number: the order among equal times."""
+
+
+class Happened(NamedTuple):
+    """What models read of a stored event."""
+
+    item_id: str
+    time: int
+    """Microseconds since 1970, UTC."""
+    session: str | None
 
 
 @dataclass(frozen=True)
