@@ -254,3 +254,20 @@ def test_orthogonal_weights_have_no_cost() -> None:
     assert made.orthogonality(torch.zeros(0)).item() == pytest.approx(0, abs=1e-6)
     made.experts[1][0].weight.data = made.experts[0][0].weight.data
     assert made.orthogonality(torch.zeros(0)).item() == pytest.approx(2)
+
+
+def test_experts_of_a_part_read_nothing_else() -> None:
+    made, points = fitted("mpq", levels=5, split=6, specific=1), mixture()
+    codes = made.encode(points)
+    for part, unmoved in ((slice(0, 6), [4]), (slice(6, 16), [3])):
+        changed = points.clone()
+        changed[:, part] += torch.randn_like(changed[:, part]) * 3
+        same = (made.encode(changed) == codes).all(0)
+        assert same.nonzero()[:, 0].tolist() == unmoved
+    apart = MPQ(MPQConfig(levels=4, hidden=(), latent=2, size=3, orthogonal="parameters", split=2), 5)
+    for expert in apart.experts:
+        expert[0].weight.data.fill_(1.0)
+        expert[0].bias.data.zero_()
+    assert apart.orthogonality(torch.zeros(0)).item() == pytest.approx(2)  # of the two that read both
+    with pytest.raises(EnsuiteError, match="split = 16 leaves nothing of 16"):
+        fitted("mpq", split=16)

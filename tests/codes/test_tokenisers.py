@@ -58,6 +58,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "orthogonal": "parameters",
         "orthogonal_weight": 9.0,
         "distance": "cosine",
+        "split": 8,
+        "specific": ({"split": 8, "levels": 5}, 2),
         "start_points": 4,
         "revive_every": 0,
     },
@@ -242,6 +244,7 @@ def test_parts_divide_the_dimension(kind: str) -> None:
         ("mpq", {"beta": -1}),
         ("rq-vae", {"hidden": (8, 0)}),
         ("mpq", {"distance": "hamming"}),
+        ("mpq", {"split": 8, "specific": 2}),
     ],
 )
 def test_settings_out_of_range_are_refused(kind: str, values: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ ORDERS = pytest.mark.parametrize("order", [None, [2, 0, 1]])
 def test_wide_enough_it_finds_every_item_once_with_the_score_of_its_path(order):
     made, codes = Made(4), table()
     index = CodeIndex(codes, SIZES)
-    items, scores = unordered_search(index, made.start(), made.step, width=40, k=40, order=order)
+    items, scores, _ = unordered_search(index, made.start(), made.step, width=40, k=40, order=order)
     tuples = codes[1:].tolist()
     for user in range(4):
         assert sorted(items[user].tolist()) == list(range(1, 41))
@@ -86,7 +86,7 @@ def test_as_many_as_are_left_are_found_whatever_the_width(order):
             [torch.where(torch.isin(torch.arange(41), x), 0, torch.arange(41)) for x in kept]
         )
         for allowed in (None, may):
-            items, scores = unordered_search(
+            items, scores, _ = unordered_search(
                 index, made.start(), made.step, width=k, k=k, allowed=allowed, excluded=excluded, order=order
             )
             assert [set(row) for row in items.tolist()] == [set(x.tolist()) for x in kept]
@@ -110,7 +110,7 @@ def test_the_most_certain_codebook_comes_first():
 def test_relabelled_codebooks_give_the_same_lists():
     made, codes = Made(3), table()
     swap = [2, 0, 1]
-    items, scores = unordered_search(CodeIndex(codes, SIZES), made.start(), made.step, width=8, k=8)
+    items, scores, _ = unordered_search(CodeIndex(codes, SIZES), made.start(), made.step, width=8, k=8)
     back = torch.tensor(swap)
 
     def moved(log_probs):

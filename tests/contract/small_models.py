@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -46,6 +47,7 @@ SMALL = {
     "head_dim": 8,
     "level_sizes": (6, 5, 4, 3),
     "text_dim": 16,
+    "n_categories": 5,
     "code_dim": 16,
     "vector_dim": 16,
     "content_dim": 16,
@@ -80,8 +82,8 @@ def made_up_log(seed: int = 0) -> Events:
     return Events(ends - lengths, ends, items, time, 1.0, N_ITEMS, session)
 
 
-def made_up_dataset(path: Path) -> Dataset:
-    """The same log as a dataset folder, split leave-one-out."""
+def made_up_dataset(path: Path, **columns: Sequence[str]) -> Dataset:
+    """The same log as a dataset folder, split leave-one-out; ``columns`` of the items beside their ids."""
     events = made_up_log()
     lengths = events.lengths
     return write_dataset(
@@ -90,7 +92,7 @@ def made_up_dataset(path: Path) -> Dataset:
         item_idx=events.item_idx,
         time=events.time,
         split=Split(lengths - 2, lengths - 1, lengths),
-        items=pl.DataFrame({"item_id": ITEM_IDS, "words": TITLES[:N_ITEMS]}),
+        items=pl.DataFrame({"item_id": ITEM_IDS, "words": TITLES[:N_ITEMS]} | columns),
         users=pl.DataFrame({"user_id": np.arange(N_USERS)}),
         columns={"session": events.session},
         card={"time_unit": "s", "split": {"kind": "leave-one-out", "targets": "next"}},
@@ -119,6 +121,7 @@ def small_materials(config: RunConfig) -> Materials:
         codebooks=books if "codebooks" in reads else None,
         texts=["", *TITLES[:N_ITEMS]] if "texts" in reads else None,
         encoder={"name": "made up", "hash": "of nothing"} if "texts" in reads else None,
+        categories=torch.tensor([-1, *(n % 5 for n in range(N_ITEMS))]) if "categories" in reads else None,
     )
 
 
@@ -134,7 +137,7 @@ def materials_section(config: RunConfig, path: Path) -> dict[str, dict[str, str]
         wishes = [{"user_id": n, "step": 1, "preferences": [f"find {TITLES[n]}"]} for n in range(N_USERS)]
         (path / "wishes.jsonl").write_text("\n".join(map(json.dumps, wishes)))
         return {"codes": codes, "preferences": {"file": str(path / "wishes.jsonl")}}
-    if "vectors" in load_model(config.name).reads:
+    if {"vectors", "categories"} & set(load_model(config.name).reads):
         made = {"tokeniser": "rq-k-means", "settings": {"levels": 2, "size": 6}}
         return {"codes": {"encoder": f"run:{_trained()}"} | made}
     table = small_materials(config).codes
@@ -169,7 +172,7 @@ def build_model(name: str, *, seed: int = 0, with_objective: bool = True) -> Mod
             pytest.skip(str(error))
         raise
     if model.samples:
-        samples = Samples(made_up_log(), config.samples, max_length=model.max_length, batch_size=8, seed=0)
+        samples = Samples(made_up_log(), config.samples, max_length=model.max_length, batch_size=64, seed=0)
         model.start_epoch(0, samples.everything())
     return model.eval()
 

@@ -4,6 +4,9 @@ The tokeniser of REG4Rec (arXiv:2508.15308): M expert encoders with a codebook e
 their codes, one decoder of the weighted sum. The paper gives neither the quantiser's loss nor the formula of
 its orthogonality: the first is that of the RQ-VAE, the second a choice (`orthogonal`), of which `parameters`
 is MMQ's (arXiv:2508.15281). A reconstruction, then, not a reproduction.
+
+For vectors of two kinds side by side, a text's and an image's, it has MMQ's division of labour (`split`):
+experts that read both, and experts of either part alone. The weights of all come from one router.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from ensuite.codes.learning import Codebook, LearningConfig, learn, mlp, quantiser_loss
 from ensuite.codes.tokeniser import Progress, Tokeniser
 from ensuite.config import config
+from ensuite.errors import EnsuiteError
 
 
 @config
@@ -39,6 +43,10 @@ class MPQConfig(LearningConfig):
     """Weight of that term, beside a reconstruction error of one for each dimension."""
     distance: Literal["euclidean", "cosine"] = "euclidean"
     """Which code is nearest; cosine: experts' outputs and codes have length 1."""
+    split: int = 0
+    """Vectors of two kinds side by side: how wide the first is (of MiniLM's texts: 384). 0 = of one kind."""
+    specific: int = 1
+    """With `split`: experts that read one part alone, of each part; the others read both."""
     start_points: int = 64
     """Items for each code on which k-means++ starts the codebooks."""
     revive_every: int = 100
@@ -49,6 +57,13 @@ class MPQConfig(LearningConfig):
         for name in ("levels", "size", "latent", "start_points"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 1 is needed")
+        if self.split < 0 or self.specific < 1:
+            raise ValueError("split is at least 0, specific at least 1")
+        if self.split and 2 * self.specific >= self.levels:
+            raise ValueError(
+                f"specific = {self.specific} of each part leaves none of {self.levels} levels for experts "
+                "that read both; give more levels"
+            )
         if self.beta < 0 or self.orthogonal_weight < 0 or self.revive_every < 0:
             raise ValueError("beta, orthogonal_weight and revive_every are at least 0")
 
@@ -65,8 +80,15 @@ class MPQ(Tokeniser):
 
     def __init__(self, config: MPQConfig, dim: int):
         super().__init__(config, dim)
+        if config.split >= dim:
+            raise EnsuiteError(
+                f"mpq: split = {config.split} leaves nothing of {dim} dimensions for a second part"
+            )
+        alone = config.specific if config.split else 0
+        shared = [(0, dim)] * (config.levels - 2 * alone)
+        self.reads = [*shared, *[(0, config.split)] * alone, *[(config.split, dim)] * alone]
         widths = [dim, *config.hidden, config.latent]
-        self.experts = nn.ModuleList(mlp(widths) for _ in range(config.levels))
+        self.experts = nn.ModuleList(mlp([end - first, *widths[1:]]) for first, end in self.reads)
         books = [Codebook(config.size, config.latent) for _ in range(config.levels)]
         self.books = nn.ModuleList(books)  # type: ignore[assignment]
         self.router = nn.Linear(dim, config.levels)
@@ -78,7 +100,8 @@ class MPQ(Tokeniser):
 
     def outputs(self, points: Tensor) -> Tensor:
         """Return what each expert makes of ``points`` [N, D]: [M, N, d]."""
-        return self._scaled(torch.stack([expert(points) for expert in self.experts]))
+        parts = (points[:, first:end] for first, end in self.reads)
+        return self._scaled(torch.stack([expert(part) for expert, part in zip(self.experts, parts)]))
 
     def loss(self, points: Tensor) -> Tensor:
         """Return |v - Dec(q)|^2 + sum_r (|sg(e_r) - z_r|^2 + beta |e_r - sg(z_r)|^2) + lambda L_orthogonal,
@@ -99,8 +122,12 @@ class MPQ(Tokeniser):
             return outputs.new_zeros(())
         if self.config.orthogonal == "parameters":
             flat = [torch.cat([p.flatten() for p in expert.parameters()]) for expert in self.experts]
-            unit = F.normalize(torch.stack(flat), dim=1)  # [M, P]
-            return (unit @ unit.T - torch.eye(len(unit), device=unit.device)).square().sum()
+            total = outputs.new_zeros(())
+            for part in set(self.reads):  # those that read the same
+                alike = torch.stack([x for x, read in zip(flat, self.reads) if read == part])
+                unit = F.normalize(alike, dim=1)  # [m, P]
+                total = total + (unit @ unit.T - torch.eye(len(unit), device=unit.device)).square().sum()
+            return total
         unit = F.normalize(outputs, dim=2)
         cosines = torch.einsum("rnd,snd->nrs", unit, unit).square()  # [N, M, M]
         return (cosines.sum((1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(1)).mean()
@@ -147,5 +174,6 @@ class MPQ(Tokeniser):
         return [book.vectors for book in self.books]
 
     def _moves(self, points: Tensor) -> Tensor:
-        last = self._scaled(self.experts[-1](points))
+        first, end = self.reads[-1]
+        last = self._scaled(self.experts[-1](points[:, first:end]))
         return torch.cdist(last, self.books[-1].vectors).square()

@@ -78,10 +78,12 @@ def unordered_search(
     allowed: Tensor | None = None,
     excluded: Tensor | None = None,
     order: Sequence[int] | None = None,
+    last: int = 0,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return the k best items of each user and their log-probabilities along their paths: [B, k] each.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the k best items of each user, their log-probabilities along their paths, and these: [B, k]
+    twice, and the codebooks in the order of their steps, [B, k, M].
 
     Parameters
     ----------
@@ -92,6 +94,8 @@ def unordered_search(
     order
         The codebooks in a fixed order; None: each beam goes on with the codebook of whose best open code the
         model is most certain (REG4Rec's CRSS).
+    last
+        So many codebooks at the end come after all others: the digit that tells duplicates apart.
     temperature, generator
         As for `ensuite.codes.beam.beam_search`: draw paths instead of taking the best.
 
@@ -110,6 +114,7 @@ def unordered_search(
     score = torch.zeros(n_users, 1, device=device)
     book = code = parent = torch.zeros(n_users, 1, dtype=torch.int64, device=device)
     rank_by, used = score, torch.zeros(n_users, 1, books, dtype=torch.bool, device=device)
+    path = torch.zeros(n_users, 1, books, dtype=torch.int64, device=device)
     is_open = _first_open(index, may)
     items = owner = torch.empty(0, dtype=torch.int64, device=device)  # lists of all beams, beam by beam
     for number in range(books):
@@ -124,7 +129,7 @@ def unordered_search(
         gained = log_probs.float()
         if order is None:
             certain = gained.masked_fill(~is_open, -torch.inf).amax(3)  # [B, W, M]
-            chosen = certain.argmax(2)  # [B, W]
+            chosen = certain[..., : books - last if number < books - last else books].argmax(2)  # [B, W]
         else:
             chosen = torch.full_like(score, order[number], dtype=torch.int64)
         pick = chosen[..., None, None].expand(-1, -1, 1, size)
@@ -138,6 +143,8 @@ def unordered_search(
         parent, code = at // size, at % size
         book, score = chosen.gather(1, parent), total.flatten(1).gather(1, at)
         used = used[user, parent].scatter(2, book[..., None], True)
+        path = path[user, parent]
+        path[..., number] = book
         if number:
             items, owner = _cut(index, items, owner, (user * beams + parent)[live], book[live], code[live])
         else:
@@ -146,7 +153,7 @@ def unordered_search(
                 kept = may[live.nonzero()[owner, 0], items]
                 items, owner = items[kept], owner[kept]
         owner = live.flatten().nonzero()[:, 0][owner]  # among all places for beams
-    return _first_items(items, owner, score, k)
+    return _first_items(items, owner, score, path, k)
 
 
 def _may(index: CodeIndex, n_users: int, allowed: Tensor | None, excluded: Tensor | None) -> Tensor | None:
@@ -191,8 +198,11 @@ def _cut(
     return found[kept], which[kept]
 
 
-def _first_items(items: Tensor, owner: Tensor, score: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the first k items of each user's lists, which are in the order of their beams: [B, k] each."""
+def _first_items(
+    items: Tensor, owner: Tensor, score: Tensor, path: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the first k items of each user's lists, which are in the order of their beams, with the score
+    and the path of each: [B, k], [B, k] and [B, k, M]."""
     n_users, beams = score.shape
     user = owner // beams
     n = torch.bincount(user, minlength=n_users)
@@ -200,6 +210,8 @@ def _first_items(items: Tensor, owner: Tensor, score: Tensor, k: int) -> tuple[T
     kept = place < k
     found = torch.zeros(n_users, k, dtype=torch.int64, device=score.device)
     scores = torch.full((n_users, k), -torch.inf, device=score.device)
+    paths = torch.zeros(n_users, k, path.shape[2], dtype=torch.int64, device=score.device)
     found[user[kept], place[kept]] = items[kept]
     scores[user[kept], place[kept]] = score.flatten()[owner[kept]]
-    return found, scores
+    paths[user[kept], place[kept]] = path.flatten(0, 1)[owner[kept]]
+    return found, scores, paths

@@ -85,13 +85,17 @@ class Batch:
     asked.
 
     ``pair`` is another view of each row for contrastive terms (`SamplesConfig.pair`), else None; it has a
-    width of its own. ``unwanted`` marks rows whose target is what must not come; None: there are none.
+    width of its own. ``number`` tells samples of one target each apart, the same in every epoch; ``ahead``
+    are the target and the items after it (`SamplesConfig.ahead`). ``unwanted`` marks rows whose
+    target is what must not come; None: there are none.
     """
 
     history: History
     targets: Tensor  # [B, L] int64
     user: Tensor  # [B] int64, user rows of the dataset
     pair: History | None = None
+    number: Tensor | None = None  # [B] int64
+    ahead: Tensor | None = None  # [B, N] int64, 0 after the last training event
     unwanted: Tensor | None = None  # [B] bool
 
     def to(self, device: torch.device | str) -> Batch:
@@ -102,6 +106,8 @@ class Batch:
             targets=self.targets.to(device, non_blocking=True),
             user=self.user.to(device, non_blocking=True),
             pair=None if self.pair is None else self.pair.to(device),
+            number=None if self.number is None else self.number.to(device, non_blocking=True),
+            ahead=None if self.ahead is None else self.ahead.to(device, non_blocking=True),
             unwanted=None if self.unwanted is None else self.unwanted.to(device, non_blocking=True),
         )
 

@@ -61,18 +61,26 @@ class SamplesConfig:
     pair: Literal["none", "random", "last"] = "none"
     """Prefixes, last-position: read a second history with the same target beside each; random in each epoch,
     or always the last in the log (ICSRec's release). A sample without another is its own pair."""
+    ahead: int = 0
+    """Prefixes: read the target and what comes after it too, so many events in all, as far as the training
+    events go."""
     bucket: bool = True
     """Put sequences of similar length in one batch, so that little padding is computed."""
 
     def __post_init__(self) -> None:
-        if self.stride < 0 or self.max_masked < 0:
-            raise ValueError("stride and max_masked count events: 0 or more")
+        if self.stride < 0 or self.max_masked < 0 or self.ahead < 0:
+            raise ValueError("stride, max_masked and ahead count events: 0 or more")
         if not (0 <= self.mask_probability <= 1 and 0 <= self.last_only <= 1):
             raise ValueError("mask_probability and last_only are shares: between 0 and 1")
         if self.pair != "none" and self.kind not in ("prefixes", "last-position"):
             raise ValueError(
                 f"pair = {self.pair} pairs samples by their one target, which '{self.kind}' samples lack; "
                 "use kind = prefixes or last-position, or pair = none"
+            )
+        if self.ahead and self.kind != "prefixes":
+            raise ValueError(
+                f"ahead = {self.ahead} reads on after the one target of a sample; '{self.kind}' samples have "
+                "none, or the last training event; use kind = prefixes, or ahead = 0"
             )
 
 
@@ -172,7 +180,8 @@ class Samples:
         if self.config.kind in ("last-position", "prefixes"):
             last = np.arange(targets.shape[1])[None] == (end - start - 2)[:, None]
             targets = np.where(last, targets, 0)
-        return Batch(history, torch.from_numpy(targets), user, self._pair(which, seed))
+        number, pair = torch.from_numpy(which), self._pair(which, seed)
+        return Batch(history, torch.from_numpy(targets), user, pair, number, self._ahead(which))
 
     def _stated(self, which: np.ndarray, start: np.ndarray, end: np.ndarray, user: torch.Tensor) -> Batch:
         """Read samples of one target each with the preferences that go with it."""
@@ -192,7 +201,8 @@ class Samples:
         last = torch.from_numpy(np.maximum(target - start - 1, 0))
         targets[torch.arange(len(which)), last] = torch.from_numpy(items)
         history = replace(history, preferences=stated.look_up(numbers))
-        return Batch(history, targets, user, unwanted=torch.from_numpy(unwanted))
+        number = torch.from_numpy(which)
+        return Batch(history, targets, user, number=number, unwanted=torch.from_numpy(unwanted))
 
     def _pair(self, which: np.ndarray, seed: tuple[int, ...]) -> History | None:
         if self.same_target is None:
@@ -202,6 +212,14 @@ class Samples:
         else:
             others = self.same_target.latest(which)
         return read_shifted(self.events, self.start[others], self.end[others])[0]
+
+    def _ahead(self, which: np.ndarray) -> torch.Tensor | None:
+        if not self.config.ahead:
+            return None
+        row = self.end[which, None] - 1 + np.arange(self.config.ahead)  # [B, N]
+        end = np.asarray(self.events.ends)[self.user[which], None]  # nothing later is training's
+        items = np.where(row < end, self.events.item_idx[np.minimum(row, end - 1)], 0)
+        return torch.from_numpy(items.astype(np.int64))
 
     def everything(self, device: torch.device | str = "cpu") -> Everything:
         """Read every sample once, in a fixed order, at each iteration."""

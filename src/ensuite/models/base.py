@@ -46,6 +46,8 @@ class Model(nn.Module):
         What it must know of the items beside their numbers: names of the fields of `Materials`. With
         "preferences" the training reads a file of them; whether they are used, the configuration says in a
         property `reads_preferences`.
+    training_only
+        Names of buffers that only the training reads: checkpoints hold them, finished weights do not.
     causal
         Whether the output at a position depends on that position and those before it alone (the contract
         suite checks).
@@ -59,6 +61,7 @@ class Model(nn.Module):
     family: ClassVar[str] = ""
     state: ClassVar[str] = ""
     reads: ClassVar[tuple[str, ...]] = ()
+    training_only: ClassVar[tuple[str, ...]] = ()
     causal: ClassVar[bool] = True
 
     def __init__(self, config: Any, n_items: int):
@@ -87,6 +90,12 @@ class Model(nn.Module):
         It is of the same system, or of one for which `part_from` gives a part.
         """
         return None
+
+    @classmethod
+    def last_stage(cls, config: RunConfig) -> RunConfig:
+        """Return the settings by which the run of ``config`` itself is trained, where they are not those of
+        its sections `samples` and `training`."""
+        return config
 
     @classmethod
     def settings_from(cls, model: Mapping[str, Any]) -> Mapping[str, Any] | None:

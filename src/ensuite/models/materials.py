@@ -23,6 +23,8 @@ class Materials:
     """The content vectors of the items: those that their codes were made of."""
     codebooks: list[Tensor] | None = None  # of each level that the tokeniser made, [K, d] float32
     """What each code stands for; none where codes stand for nothing (LSH, random codes)."""
+    categories: Tensor | None = None  # [V + 1] int64, row 0 is -1
+    """The category of each item, from 0 without gaps: that of a column, or a cluster of the vectors."""
     texts: list[str] | None = None  # [V + 1], the first is empty
     """What describes each item: the texts that the vectors were made of."""
     encoder: Mapping[str, Any] | None = None

@@ -105,6 +105,9 @@ class CodesConfig:
     """Items with equal codes: one more level tells them apart, they stay equal, or all but one move."""
     fit_on: Literal["all", "train"] = "all"
     """Which items the tokeniser learns from: all, or those of the training events."""
+    category: str = ""
+    """For systems that read categories: the item column that holds them, as a value or a path whose end
+    counts; empty: categories, category or genres. Items for which it says nothing are put into clusters."""
 
 
 @config

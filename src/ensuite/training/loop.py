@@ -127,6 +127,8 @@ def train(
             values = merge(start_values(model, source, values), values)
     cls, config = resolve(model, values, seed, where)
     first, source = _plan_start(cls, config, out, source, card)
+    if first is not None and first.codes is not None and makes_codes(config, cls.reads):  # both know the same
+        first = dataclasses.replace(first, codes=dataclasses.replace(first.codes, table=str(out / CODES)))
     if first is not None and not isinstance(progress, str):
         progress = progress and f"stage 2 of 2 ({model}): "
     parse_metric(config.training.metric)
@@ -165,7 +167,7 @@ def train(
             f"`ensuite models {model}` for the setting that turns them off"
         )
     known = gather_preferences(config, dataset, built.to(accelerator.device), display)
-    trainer = Trainer(built, config, dataset, out, accelerator, display, on_validation, known)
+    trainer = Trainer(built, cls.last_stage(config), dataset, out, accelerator, display, on_validation, known)
     origin: dict[str, Any] = {"run": FIRST_STAGE}
     if source is not None and first is None and not begun:
         origin = start(built, config, source, dataset)

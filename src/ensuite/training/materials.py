@@ -19,6 +19,7 @@ from ensuite.content.template import as_text, render_items
 from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.models.materials import Materials
+from ensuite.training.categories import categorise
 from ensuite.training.config import CodesConfig, RunConfig
 from ensuite.training.item_vectors import RUN, Source, vectors_of_table
 from ensuite.training.progress import Display
@@ -128,7 +129,8 @@ def gather_materials(
     Raises
     ------
     EnsuiteError
-        When the table of codes is damaged, or was made for other items or by another encoder.
+        When the table of codes is damaged, or was made for other items or by another encoder, or an item
+        column that is named is not there.
     """
     codes = config.codes
     if codes is None:
@@ -136,7 +138,7 @@ def gather_materials(
     from ensuite.codes.table import TOKENISER, SemanticIdTable
     from ensuite.codes.tokeniser import load_tokeniser
 
-    table = vectors = codebooks = None
+    table = vectors = codebooks = categories = None
     folder = Path(codes.table) if codes.table else out / CODES
     if "codes" in reads:
         table = SemanticIdTable.load(folder)
@@ -146,7 +148,15 @@ def gather_materials(
     if "codebooks" in reads and (folder / TOKENISER).exists():  # a table of one's own may come without
         found = load_tokeniser(folder / TOKENISER).code_vectors()
         codebooks = None if found is None else [book.float() for book in found]
-    made = Materials(codes=table, vectors=vectors, codebooks=codebooks)
+    if "categories" in reads:
+        categories = categorise(
+            dataset.items,
+            codes.category,
+            str(dataset.path),
+            lambda: _vectors(codes, table, dataset, device, display) if vectors is None else vectors,
+            config.seed,
+        )
+    made = Materials(codes=table, vectors=vectors, codebooks=codebooks, categories=categories)
     if "texts" not in reads:
         return made
     assert table is not None

@@ -135,11 +135,18 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def load_weights(model: Model, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Load ``tensors`` into ``model``; what does not fit is named."""
+    """Load ``tensors`` into ``model``; what does not fit is named, what only a training reads may be
+    missing."""
+    fresh = {name: buffer for name, buffer in model.named_buffers() if name in model.training_only}
     try:
-        model.load_state_dict(dict(tensors))
+        model.load_state_dict(fresh | dict(tensors))
     except RuntimeError as error:
         raise EnsuiteError(f"{where}: does not fit the model of config.yaml: {error}") from None
+
+
+def finished_weights(model: Model) -> dict[str, Tensor]:
+    """Return the weights and buffers of ``model`` but those that only its training reads."""
+    return {name: value for name, value in model.state_dict().items() if name not in model.training_only}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -217,6 +224,7 @@ def build_card(model: Model, config: RunConfig, dataset: Dataset) -> dict[str, A
     return {
         "format_version": FORMAT_VERSION,
         "model": config.name,
+        "state": model.state,
         "n_items": dataset.n_items,
         "parameters": sum(p.numel() for p in model.parameters()),
         "seed": config.seed,

@@ -31,7 +31,7 @@ from ensuite.training.heartbeat import Heartbeat
 from ensuite.training.optimizer import build_optimizer, learning_rate
 from ensuite.training.preferences import Known
 from ensuite.training.progress import Display
-from ensuite.training.run import read_card, write_tensors, write_text
+from ensuite.training.run import finished_weights, read_card, write_tensors, write_text
 from ensuite.training.signals import StopFlag
 from ensuite.training.users import training_view, validation_cases
 
@@ -107,7 +107,7 @@ class Trainer:
         self.state.seconds = time.perf_counter() - began
         self.model.eval()
         if self.accelerator.is_main_process:
-            write_tensors(self.out / "model.safetensors", self.model.state_dict(), {})
+            self._save_weights({})
         if len(self.cases):
             self.state.best = self._validate().get(self.config.training.metric, -math.inf)
         self._finish("fitted")
@@ -290,7 +290,7 @@ class Trainer:
         if value > state.best:
             state.best, state.best_epoch, state.bad = value, state.epoch, 0
             if self.accelerator.is_main_process:
-                write_tensors(self.out / "model.safetensors", self.model.state_dict(), {"epoch": state.epoch})
+                self._save_weights({"epoch": state.epoch})
         else:
             state.bad += 1
         self.display.validated(state.epoch, metrics, training.metric, best=state.bad == 0)
@@ -331,10 +331,13 @@ class Trainer:
         if self.accelerator.is_main_process:
             save_checkpoint(self.out, self.model, self.optimizer, self.state)
 
+    def _save_weights(self, about: dict[str, Any]) -> None:
+        write_tensors(self.out / "model.safetensors", finished_weights(self.model), about)
+
     def _finish(self, why: str) -> None:
         state = self.state
         if self.accelerator.is_main_process and not (self.out / "model.safetensors").exists():
-            write_tensors(self.out / "model.safetensors", self.model.state_dict(), {"epoch": state.epoch})
+            self._save_weights({"epoch": state.epoch})
         self._complete_card(why)
         self.display.finished(why, state.epoch, state.best_epoch, state.seconds)
 

@@ -25,6 +25,7 @@ REFUSED = {
         "it is counted, and has no encoder",
     ),
     "tiger": "its scores are no dot products of vectors",
+    "reg4rec": "its scores are no dot products of vectors",
     "pisa": r"`slots = min\(slots, int\(count.max\(\)\)\)` .*models/pisa.py.* depends on the data",
 }
 VARIANTS = {
