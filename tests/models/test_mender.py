@@ -56,7 +56,7 @@ def materials(world: World, tmp_path_factory: pytest.TempPathFactory) -> Materia
     vectors = torch.nn.functional.pad(torch.from_numpy(found.vectors), (0, 0, 1, 0))
     texts = ["", *world.dataset.items["title"]]
     books = [torch.randn(len(KINDS), 24), torch.randn(len(COLOURS), 24)]
-    return Materials(table, vectors, books, texts, table.provenance["encoder"])
+    return Materials(table, vectors, books, texts=texts, encoder=table.provenance["encoder"])
 
 
 def build(materials: Materials, **settings: Any) -> Mender:
