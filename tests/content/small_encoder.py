@@ -16,8 +16,8 @@ WORDS = """
 def write_encoder(folder: Path, *, seed: int = 0, pooling: str | None = None, **more: Any) -> Path:
     """Write a plain Transformer, or with ``pooling`` (mean, cls, max) a sentence-transformers folder.
 
-    ``more``: `dense` (width of a projection, with a tanh), `normalize`, `length`, `steps` (further step
-    kinds).
+    ``more``: `dense` (width of a projection, with a tanh), `normalize`, `length`, `positions` (most tokens),
+    `steps` (further step kinds).
     """
     from transformers import BertConfig, BertModel, BertTokenizer
 
@@ -32,7 +32,7 @@ def write_encoder(folder: Path, *, seed: int = 0, pooling: str | None = None, **
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=16,
-        max_position_embeddings=20,
+        max_position_embeddings=more.get("positions", 20),
         initializer_range=0.5,
     )
     BertModel(config).eval().save_pretrained(folder)

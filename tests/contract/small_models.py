@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from content.small_encoder import write_encoder
 
 from ensuite.codes.table import SemanticIdTable
 from ensuite.data.batches import Batch, History, read_history
@@ -28,6 +30,11 @@ from ensuite.training.loop import train
 
 N_ITEMS, N_USERS = 50, 40
 ITEM_IDS = [f"i{n:02}" for n in range(1, N_ITEMS + 1)]
+WORDS = (
+    ["soap", "red", "blue", "hair", "nail", "oil", "brush"],
+    ["for", "the", "of", "cream", "a", "b", "c", "d"],
+)
+TITLES = [f"{a} {b}" for a in WORDS[0] for b in WORDS[1]]
 SMALL = {
     "dim": 16,
     "heads": 2,
@@ -39,6 +46,7 @@ SMALL = {
     "dropout": 0.1,
     "head_dim": 8,
     "level_sizes": (6, 5, 4, 3),
+    "text_dim": 16,
     "n_categories": 5,
     "code_dim": 16,
     "vector_dim": 16,
@@ -84,7 +92,7 @@ def made_up_dataset(path: Path, **columns: Sequence[str]) -> Dataset:
         item_idx=events.item_idx,
         time=events.time,
         split=Split(lengths - 2, lengths - 1, lengths),
-        items=pl.DataFrame({"item_id": ITEM_IDS} | columns),
+        items=pl.DataFrame({"item_id": ITEM_IDS, "words": TITLES[:N_ITEMS]} | columns),
         users=pl.DataFrame({"user_id": np.arange(N_USERS)}),
         columns={"session": events.session},
         card={"time_unit": "s", "split": {"kind": "leave-one-out", "targets": "next"}},
@@ -111,15 +119,24 @@ def small_materials(config: RunConfig) -> Materials:
         codes=table,
         vectors=vectors if "vectors" in reads else None,
         codebooks=books if "codebooks" in reads else None,
+        texts=["", *TITLES[:N_ITEMS]] if "texts" in reads else None,
+        encoder={"name": "made up", "hash": "of nothing"} if "texts" in reads else None,
         categories=torch.tensor([-1, *(n % 5 for n in range(N_ITEMS))]) if "categories" in reads else None,
     )
 
 
 def materials_section(config: RunConfig, path: Path) -> dict[str, dict[str, str]]:
     """Write what a model reads of the items below ``path``, and return the sections of a recipe that name it:
-    what `small_materials` gives, or for a model that reads vectors, codes of those of a trained run."""
+    what `small_materials` gives, or for a model that reads vectors, codes of those of a trained run; for one
+    that reads texts, codes of theirs by a small encoder."""
     if config.codes is None:
         return {}
+    if "texts" in load_model(config.name).reads:
+        encoder = write_encoder(path / "encoder", pooling="mean")
+        codes = {"encoder": str(encoder), "text": "{words}", "settings": {"levels": 2, "size": 6}}
+        wishes = [{"user_id": n, "step": 1, "preferences": [f"find {TITLES[n]}"]} for n in range(N_USERS)]
+        (path / "wishes.jsonl").write_text("\n".join(map(json.dumps, wishes)))
+        return {"codes": codes, "preferences": {"file": str(path / "wishes.jsonl")}}
     if {"vectors", "categories"} & set(load_model(config.name).reads):
         made = {"tokeniser": "rq-k-means", "settings": {"levels": 2, "size": 6}}
         return {"codes": {"encoder": f"run:{_trained()}"} | made}

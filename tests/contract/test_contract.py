@@ -227,7 +227,8 @@ def test_it_says_what_it_reads_of_time(name):
         assert torch.equal(score(model, history), score(model, later))
 
 
-def test_trained_as_a_run_it_recommends_to_somebody_unseen(name, tmp_path):
+def test_trained_as_a_run_it_recommends_to_somebody_unseen(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("ENSUITE_CACHE", str(tmp_path / "cache"))
     build_model(name)  # skips what is not installed
     began = time.process_time()
     dataset = made_up_dataset(tmp_path / "data")

@@ -19,6 +19,8 @@ COMMANDS = {
     "index": "build and measure fast search over a run's items",
     "export": "write a run as an ONNX graph that serves without the model's code",
     "tune": "search for better settings (Optuna)",
+    "preferences": "write what users want, in words, for systems that read it",
+    "benchmark": "ask runs for what users say they want, along five axes",
     "codes": "give items semantic ids (build), look at them (report), add new items (append)",
     "models": "list the systems, or the settings of one",
     "doctor": "check the installation, a dataset or a run",

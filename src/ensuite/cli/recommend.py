@@ -24,6 +24,7 @@ Recommend items after a history: one given by hand, or that of a user in the dat
   ensuite recommend runs/sasrec --history 4311 587 --k 10
   ensuite recommend runs/sasrec --user 42
   ensuite recommend runs/sasrec --history 4311 587 --exclude none --candidates 1 2 3 --k 2 --json
+  ensuite recommend runs/mender --history 4311 587 --preference "Find comedies"
   ensuite recommend runs/hstu --history 4311 587 --times 2024-05-01 2024-05-03T20:15 --at 2024-05-04
 """
 
@@ -52,6 +53,8 @@ class Arguments:
     at: str | None = None
     """When the items are asked for; default: the time of the last event. With --user, events from then on
     are left out."""
+    preference: str | None = None
+    """What is wanted, in words, for a system that reads it (mender)."""
     new_items: Path | None = None
     """A table of items that came after the training (item_id and what describes an item): a system that knows
     items by their codes recommends them at once."""
@@ -100,7 +103,12 @@ def main(argv: list[str]) -> None:
     if exclude in {("seen",), ("none",)}:
         exclude = exclude[0]
     answer = recommender.recommend(
-        history, arguments.k, exclude=exclude, candidates=arguments.candidates or None, at=arguments.at
+        history,
+        arguments.k,
+        exclude=exclude,
+        candidates=arguments.candidates or None,
+        at=arguments.at,
+        preference=arguments.preference,
     )
     _warn(answer, len(history))
     if arguments.json:

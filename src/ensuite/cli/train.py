@@ -73,7 +73,13 @@ def parse(name: str, argv: list[str]) -> Any:
     from ensuite.data.samples import SamplesConfig
     from ensuite.errors import EnsuiteError
     from ensuite.objectives import ObjectiveConfig
-    from ensuite.training.config import CodesConfig, TrainingConfig, read_recipe, resolve
+    from ensuite.training.config import (
+        CodesConfig,
+        PreferencesConfig,
+        TrainingConfig,
+        read_recipe,
+        resolve,
+    )
     from ensuite.training.start import start_values
 
     recipe, resuming = early(argv, "--recipe"), early(argv, "--out") if "--resume" in argv else None
@@ -123,6 +129,8 @@ def parse(name: str, argv: list[str]) -> Any:
     }
     if config.codes is not None:
         fields["codes"] = (CodesConfig, dataclasses.field(default=config.codes))
+    if config.preferences is not None:
+        fields["preferences"] = (PreferencesConfig, dataclasses.field(default=config.preferences))
     arguments = dataclasses.make_dataclass(
         "TrainArguments",
         [(key, kind, default) for key, (kind, default) in fields.items()],

@@ -38,7 +38,7 @@ class TextEncoder(Protocol):
         ...
 
 
-def load_encoder(name: str, device: str = "cpu") -> TextEncoder:
+def load_encoder(name: str, device: str = "cpu") -> SentenceEncoder:
     """Return the encoder ``name``: `minilm`, a folder, or a name on the Hugging Face hub.
 
     Raises

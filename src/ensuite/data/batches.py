@@ -27,12 +27,16 @@ class History:
     no leak, but an advantage over models that do not read it.
 
     ``sessions`` counts the sessions of a row from 0 (a row may begin within one); None when the log has none.
+
+    ``preferences`` is what the user is known to want when the item after the last event is asked for, each
+    text as `Model.encode_preferences` gives it, 0 where there are fewer than P; None: nothing is known.
     """
 
     items: Tensor  # [B, L] int64, 0 = padding
     times: Tensor | None = None  # [B, L] int64
     request_times: Tensor | None = None  # [B, L] int64
     sessions: Tensor | None = None  # [B, L] int64, 0 at padding
+    preferences: Tensor | None = None  # [B, P, W]
 
     @property
     def mask(self) -> Tensor:
@@ -51,7 +55,8 @@ class History:
 
     def to(self, device: torch.device | str) -> History:
         """Move every tensor to ``device``."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        stated = None if self.preferences is None else self.preferences.to(device, non_blocking=True)
+        return replace(self._each(lambda tensor: tensor.to(device, non_blocking=True)), preferences=stated)
 
     def last(self, n: int) -> History:
         """Keep at most the last ``n`` events of each row."""
@@ -67,8 +72,11 @@ class History:
         return replace(kept, sessions=(kept.sessions - kept.sessions[:, :1]).clamp(min=0))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> History:
-        rest = (self.times, self.request_times, self.sessions)
-        return History(change(self.items), *(None if t is None else change(t) for t in rest))
+        """Change what has a value at each position."""
+        times, requests, sessions = (
+            None if t is None else change(t) for t in (self.times, self.request_times, self.sessions)
+        )
+        return History(change(self.items), times, requests, sessions, self.preferences)
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,8 @@ class Batch:
 
     ``pair`` is another view of each row for contrastive terms (`SamplesConfig.pair`), else None; it has a
     width of its own. ``number`` tells samples of one target each apart, the same in every epoch; ``ahead``
-    are the target and the items after it (`SamplesConfig.ahead`).
+    are the target and the items after it (`SamplesConfig.ahead`). ``unwanted`` marks rows whose
+    target is what must not come; None: there are none.
     """
 
     history: History
@@ -87,6 +96,7 @@ class Batch:
     pair: History | None = None
     number: Tensor | None = None  # [B] int64
     ahead: Tensor | None = None  # [B, N] int64, 0 after the last training event
+    unwanted: Tensor | None = None  # [B] bool
 
     def to(self, device: torch.device | str) -> Batch:
         """Move every tensor to ``device``."""
@@ -98,6 +108,7 @@ class Batch:
             pair=None if self.pair is None else self.pair.to(device),
             number=None if self.number is None else self.number.to(device, non_blocking=True),
             ahead=None if self.ahead is None else self.ahead.to(device, non_blocking=True),
+            unwanted=None if self.unwanted is None else self.unwanted.to(device, non_blocking=True),
         )
 
 
@@ -197,4 +208,7 @@ def case_batches(
         asked = None
         if request_time and events.time is not None:
             asked = events.time[cases.history_end[which]]
-        yield which, read_history(events, start[which], cases.history_end[which], asked)
+        history = read_history(events, start[which], cases.history_end[which], asked)
+        if events.stated is not None:
+            history = replace(history, preferences=events.stated.at(cases.history_end[which]))
+        yield which, history

@@ -32,6 +32,7 @@ import numpy as np
 import polars as pl
 
 from ensuite.data.integrity import card_checksum, check_files, remember, sha256, size_and_time
+from ensuite.data.stated import Stated
 from ensuite.errors import EnsuiteError, did_you_mean
 
 FORMAT_VERSION = 1
@@ -55,6 +56,7 @@ class Events:
     seconds_per_tick: float
     n_items: int
     session: np.ndarray | None = None  # [E], constant within a session; None when the log has no sessions
+    stated: Stated | None = None  # preferences, for models that read them
 
     @property
     def lengths(self) -> np.ndarray:

@@ -26,6 +26,7 @@ resumes in the middle of an epoch with two integers.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -83,6 +84,19 @@ class SamplesConfig:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class Extra:
+    """Samples beside those that the log itself gives: after a history, or without one, an item that is to
+    come, or must not, where certain preferences are stated."""
+
+    user: np.ndarray  # [S] int64, user rows
+    start: np.ndarray  # [S] int64, first row of the history
+    end: np.ndarray  # [S] int64, one past its last row; that of ``start``: no history
+    target: np.ndarray  # [S] int64, item rows
+    numbers: np.ndarray  # [S, P] int64, the preferences, see `Stated`
+    unwanted: np.ndarray  # [S] bool
+
+
 class Samples:
     """The training samples of a log: ``len()`` batches an epoch, each read by ``batch(epoch, step)``.
 
@@ -94,9 +108,20 @@ class Samples:
         Most recent events that the model sees, L.
     batch_size
         Samples in a batch (the last batch of a pool may be smaller).
+    extra
+        More samples, for `prefixes` and `last-position` of events with stated preferences.
     """
 
-    def __init__(self, events: Events, config: SamplesConfig, *, max_length: int, batch_size: int, seed: int):
+    def __init__(
+        self,
+        events: Events,
+        config: SamplesConfig,
+        *,
+        max_length: int,
+        batch_size: int,
+        seed: int,
+        extra: Extra | None = None,
+    ):
         self.events, self.config, self.batch_size, self.seed = events, config, batch_size, seed
         make = session_windows if config.kind == "sessions" else windows
         self.user, self.start, self.end = make(events, config, max_length)
@@ -105,6 +130,11 @@ class Samples:
                 f"no training sample: no user has the {_needed(config.kind)} that '{config.kind}' samples "
                 "need; prepare with fewer events held out, or with more data"
             )
+        self.extra, self.of_log = extra, len(self.user)
+        if extra is not None:  # a sample's last row is its target: one more than its history has
+            self.user = np.concatenate([self.user, extra.user])
+            self.start = np.concatenate([self.start, np.maximum(extra.start, extra.end - max_length)])
+            self.end = np.concatenate([self.end, extra.end + 1])
         paired = config.pair != "none"
         self.same_target = SameTarget(events, self.start, self.end) if paired else None
         self._order: tuple[int, list[np.ndarray]] = (-1, [])
@@ -144,12 +174,35 @@ class Samples:
             history = read_history(self.events, start, end)
             assert history.sessions is not None
             return Batch(history, history.items * (history.sessions > 0), user)
+        if self.events.stated is not None:
+            return self._stated(which, start, end, user)
         history, targets = read_shifted(self.events, start, end)
         if self.config.kind in ("last-position", "prefixes"):
             last = np.arange(targets.shape[1])[None] == (end - start - 2)[:, None]
             targets = np.where(last, targets, 0)
         number, pair = torch.from_numpy(which), self._pair(which, seed)
         return Batch(history, torch.from_numpy(targets), user, pair, number, self._ahead(which))
+
+    def _stated(self, which: np.ndarray, start: np.ndarray, end: np.ndarray, user: torch.Tensor) -> Batch:
+        """Read samples of one target each with the preferences that go with it."""
+        stated, extra, target = self.events.stated, self.extra, end - 1
+        assert stated is not None
+        more = which >= self.of_log
+        row = np.where(more, 0, target)
+        items, numbers = self.events.item_idx[row].astype(np.int64), stated.numbers[row]
+        unwanted = np.zeros(len(which), bool)
+        if extra is not None and more.any():
+            at = which[more] - self.of_log
+            items[more], unwanted[more] = extra.target[at], extra.unwanted[at]
+            numbers[more] = 0
+            numbers[more, : extra.numbers.shape[1]] = extra.numbers[at]
+        history = read_history(self.events, start, target)
+        targets = torch.zeros_like(history.items)
+        last = torch.from_numpy(np.maximum(target - start - 1, 0))
+        targets[torch.arange(len(which)), last] = torch.from_numpy(items)
+        history = replace(history, preferences=stated.look_up(numbers))
+        number = torch.from_numpy(which)
+        return Batch(history, targets, user, number=number, unwanted=torch.from_numpy(unwanted))
 
     def _pair(self, which: np.ndarray, seed: tuple[int, ...]) -> History | None:
         if self.same_target is None:

@@ -43,7 +43,9 @@ class Model(nn.Module):
         For ``ensuite models``: what it is in a line, where it is from, which kind of system it is (baseline,
         attention, state space, wrapper, sessions, ...), and how far it is tried ("measured": in results/).
     reads
-        What it must know of the items beside their numbers: names of the fields of `Materials`.
+        What it must know of the items beside their numbers: names of the fields of `Materials`. With
+        "preferences" the training reads a file of them; whether they are used, the configuration says in a
+        property `reads_preferences`.
     training_only
         Names of buffers that only the training reads: checkpoints hold them, finished weights do not.
     causal
@@ -124,6 +126,14 @@ class Model(nn.Module):
     def needs_times(self) -> bool:
         """Whether `History.times` must be there."""
         return False
+
+    def reads_preferences(self) -> bool:
+        """Whether `History.preferences` moves the scores."""
+        return False
+
+    def encode_preferences(self, texts: Sequence[str]) -> Tensor:
+        """Return each text as `History.preferences` holds it: [N, W], no row of it all 0."""
+        raise NotImplementedError
 
     def reads_request_time(self) -> bool:
         """Whether `History.request_times` moves the scores: said in every results table."""

@@ -3,8 +3,9 @@ once, before it is built and after."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,3 +25,7 @@ class Materials:
     """What each code stands for; none where codes stand for nothing (LSH, random codes)."""
     categories: Tensor | None = None  # [V + 1] int64, row 0 is -1
     """The category of each item, from 0 without gaps: that of a column, or a cluster of the vectors."""
+    texts: list[str] | None = None  # [V + 1], the first is empty
+    """What describes each item: the texts that the vectors were made of."""
+    encoder: Mapping[str, Any] | None = None
+    """With texts: the `name` and the `hash` of the encoder that made vectors of them."""

@@ -51,6 +51,8 @@ class Request:
     """For models that read it; none does today."""
     fallback: bool = True
     """Whether the fallback list answers when the model cannot; else that is an error (`NoAnswer`)."""
+    preference: str | None = None
+    """What is wanted, in words; refused by models that read none."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def build_ask(
             history = [(event.item_id, time) for event, time in zip(events, times)]
         # A sender's clock may be ahead of ours: what happened, happened before it was asked for.
         at = to_unit(request.at, unit) if request.at is not None else max(to_unit(now, unit), times[-1])
-    return Ask(history, request.k, request.exclude, request.candidates, at)
+    return Ask(history, request.k, request.exclude, request.candidates, at, preference=request.preference)
 
 
 def to_unit(microseconds: int, unit: str) -> int:

@@ -144,6 +144,7 @@ class Recommender:
         exclude: Literal["seen", "none"] | Iterable[ItemId] | None = None,
         candidates: Iterable[ItemId] | None = None,
         at: When | None = None,
+        preference: str | None = None,
     ) -> Recommendations:
         """Return the k best items after a history, or after each of many.
 
@@ -165,12 +166,15 @@ class Recommender:
         at
             When the items are asked for; default: the time of the last event. Read by models of request time
             only.
+        preference
+            What is wanted, in words, for models that read it.
 
         Raises
         ------
         EnsuiteError
             When no item of a history is known, when the model needs times and there are none, when ``at``
-            lies before the last event, or when fewer than k items can be had (saying how many).
+            lies before the last event, when the model reads no ``preference``, or when fewer than k items can
+            be had (saying how many).
         """
         histories, many = read_histories(history)
         exclude = exclude if exclude is None or isinstance(exclude, str) else list(exclude)
@@ -178,7 +182,7 @@ class Recommender:
             raise EnsuiteError(f"candidates is a list of item ids; got {candidates!r}")
         among = None if candidates is None else list(candidates)
         asks = [
-            Ask(events, k, exclude, among, at, name_of(number, many))  # type: ignore[arg-type]
+            Ask(events, k, exclude, among, at, name_of(number, many), preference)  # type: ignore[arg-type]
             for number, events in enumerate(histories, 1)
         ]
         ranked = []
@@ -358,12 +362,26 @@ class Recommender:
             known = [row for row in rows if row]
         excluded = self._excluded(self.exclude if ask.exclude is None else ask.exclude, known)
         self._check_k(ask.k, allowed, excluded, ask.name)
+        stated = None if ask.preference is None else self._stated(ask.preference)
         at = None if ask.at is None else to_seconds(ask.at, self.time_unit)
         if at is not None and kept is not None and at < kept[-1]:
             raise BadRequest(
                 f"at: the request lies {kept[-1] - at:,} seconds before the last event of {ask.name}", "at"
             )
-        return _Read(known, kept, shared, unknown, at, excluded, allowed, unknown_candidates)
+        return _Read(known, kept, shared, unknown, at, excluded, allowed, unknown_candidates, stated)
+
+    def _stated(self, preference: str) -> Tensor:
+        """Return a preference as the model reads it: [W]."""
+        if not self.model.reads_preferences():
+            raise BadRequest(
+                f"this {type(self.model).__name__} reads no preference; leave it out, or ask a run of a "
+                "system that does (mender)",
+                "preference",
+            )
+        try:
+            return self.model.encode_preferences([preference])[0].cpu()
+        except EnsuiteError as error:
+            raise BadRequest(str(error), "preference") from None
 
     def _example(self) -> str:
         return f"known ids look like {', '.join(repr(item) for item in self.item_ids[:3])}"
@@ -411,8 +429,9 @@ class Recommender:
         """Pad the last events of the histories on the right; all of them have times (sessions), or none."""
         length = self.model.max_length
         items = _pad([one.rows[-length:] for one in batch])
+        stated = _stack([one.stated for one in batch])
         if batch[0].times is None:
-            return History(items)
+            return History(items, preferences=stated)
         times = _pad([(one.times or [])[-length:] for one in batch])
         requests = torch.zeros_like(times)
         requests[:, :-1] = times[:, 1:]
@@ -420,10 +439,10 @@ class Recommender:
         asked = [one.at if one.at is not None else (one.times or [])[-1] for one in batch]
         requests[last] = torch.tensor(asked)
         if batch[0].sessions is None:
-            return History(items, times, requests)
+            return History(items, times, requests, preferences=stated)
         cut = [(one.sessions or [])[-length:] for one in batch]
         changes = [[0, *(int(a != b) for a, b in pairwise(keys))] for keys in cut]
-        return History(items, times, requests, _pad([list(accumulate(one)) for one in changes]))
+        return History(items, times, requests, _pad([list(accumulate(one)) for one in changes]), stated)
 
     def _name(
         self,
@@ -450,6 +469,15 @@ class _Read:
     excluded: np.ndarray  # [X] int64, ascending
     allowed: Tensor | None  # [V + 1]
     unknown_candidates: list[ItemId]
+    stated: Tensor | None  # [W], the preference
+
+
+def _stack(stated: list[Tensor | None]) -> Tensor | None:
+    """Return preferences as `History` holds them, [B, 1, W], 0 where there is none; None: nobody has one."""
+    some = next((one for one in stated if one is not None), None)
+    if some is None:
+        return None
+    return torch.stack([torch.zeros_like(some) if one is None else one for one in stated])[:, None]
 
 
 def _pad(lists: list[list[int]]) -> Tensor:

@@ -43,6 +43,7 @@ class Ask:
     at: When | None = None
     name: str = "the history"
     """What messages call the history."""
+    preference: str | None = None
 
 
 def read_histories(history: Iterable[Any]) -> tuple[list[list[Any]], bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -17,7 +17,10 @@ from ensuite.models.base import Model
 from ensuite.models.registry import load_model
 from ensuite.objectives import ObjectiveConfig
 
-SECTIONS = ("model", "objective", "samples", "training", "codes")
+T = TypeVar("T")
+
+SECTIONS = ("model", "objective", "samples", "training", "codes", "preferences")
+"""The last two are there for systems that read what they hold."""
 
 
 @config
@@ -107,6 +110,20 @@ class CodesConfig:
     counts; empty: categories, category or genres. Items for which it says nothing are put into clusters."""
 
 
+@config
+class PreferencesConfig:
+    """What users say they want, for systems that read it; made by `ensuite preferences`."""
+
+    file: str = ""
+    """The file of preferences."""
+    choice: Literal["matched", "last", "all"] = "matched"
+    """Which of a step's preferences are read: the one that fits the next item best (the paper's oracle, in
+    training and validation), the last one, or all."""
+    mix: Literal["none", "pos", "neg", "pos-neg", "fine", "coarse", "all"] = "none"
+    """Samples beside the log's: preferences alone with what is to come (pos) or must not (neg), histories of
+    others with the preference for an item near to theirs (fine) or far from it (coarse)."""
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """The resolved configuration of a run, as `config.yaml` holds it."""
@@ -119,11 +136,13 @@ class RunConfig:
     seed: int
     codes: CodesConfig | None = None
     """None: the system reads no codes."""
+    preferences: PreferencesConfig | None = None
+    """None: the system reads no preferences."""
 
     @property
     def sections(self) -> tuple[str, ...]:
         """The names of its sections."""
-        return SECTIONS if self.codes is not None else SECTIONS[:-1]
+        return tuple(name for name in SECTIONS if getattr(self, name) is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain values, `model.name` included."""
@@ -148,10 +167,11 @@ def resolve(
     cls = load_model(name)
     values = dict(values)
     seed = values.pop("seed", seed)
-    sections = SECTIONS if cls.reads else SECTIONS[:-1]
+    read = {"codes": bool(cls.reads), "preferences": "preferences" in cls.reads}
+    sections = [section for section in SECTIONS if read.get(section, True)]
     for section in values:
-        if section == "codes" and section not in sections:
-            raise EnsuiteError(f"{where}: {name} reads no codes of items; leave the section 'codes' out")
+        if not read.get(section, True):
+            raise EnsuiteError(f"{where}: {name} reads no {section}; leave the section '{section}' out")
         if section not in sections:
             raise EnsuiteError(f"{where}: unknown key '{section}'; {did_you_mean(section, sections)}")
         if not isinstance(values[section], Mapping):
@@ -169,6 +189,10 @@ def resolve(
                 f"{where}: {name} does not learn from '{kind}' samples; "
                 f"{did_you_mean(str(kind), cls.samples)}"
             )
+
+    def build(kind: type[T], section: str) -> T | None:
+        return build_config(kind, full.get(section, {}), f"{where}: {section}") if read[section] else None
+
     run = RunConfig(
         name=name,
         model=build_config(cls.config_for(model), model, f"{where}: model"),
@@ -176,11 +200,8 @@ def resolve(
         samples=build_config(SamplesConfig, samples, f"{where}: samples"),
         training=build_config(TrainingConfig, full.get("training", {}), f"{where}: training"),
         seed=int(seed),
-        codes=(
-            build_config(CodesConfig, full.get("codes", {}), f"{where}: codes")
-            if "codes" in sections
-            else None
-        ),
+        codes=build(CodesConfig, "codes"),
+        preferences=build(PreferencesConfig, "preferences"),
     )
     return cls, run
 

@@ -32,6 +32,7 @@ from ensuite.objectives import build_objective
 from ensuite.training import checkpoint
 from ensuite.training.config import RunConfig, read_recipe, resolve
 from ensuite.training.materials import check_codes, gather_materials, make_codes, makes_codes
+from ensuite.training.preferences import check_preferences, gather_preferences
 from ensuite.training.progress import Display
 from ensuite.training.run import CODES, Run, build_card, claim, load_run, read_card, write_text
 from ensuite.training.start import FIRST_STAGE, start, start_values
@@ -73,8 +74,8 @@ def train(
     out
         The run folder to write.
     recipe
-        Sections `model`, `objective`, `samples`, `training` (and `codes`), as a mapping or a YAML file; what
-        it leaves out is default.
+        Sections `model`, `objective`, `samples`, `training` (and `codes`, `preferences`), as a mapping or a
+        YAML file; what it leaves out is default.
     start_from
         A run of the same system, or of a wrapper's base, from whose best weights training starts; its model's
         settings hold where the ``recipe`` says nothing. There is then no first stage.
@@ -132,6 +133,7 @@ def train(
         progress = progress and f"stage 2 of 2 ({model}): "
     parse_metric(config.training.metric)
     audit(dataset)
+    check_preferences(config, dataset)
     AcceleratorState._reset_state()  # a second training in this process may have another precision
     many_on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
     accelerator = Accelerator(
@@ -164,7 +166,8 @@ def train(
             f"{dataset.path}: has no event times, which {model} reads; prepare it with a time column, or see "
             f"`ensuite models {model}` for the setting that turns them off"
         )
-    trainer = Trainer(built, cls.last_stage(config), dataset, out, accelerator, display, on_validation)
+    known = gather_preferences(config, dataset, built.to(accelerator.device), display)
+    trainer = Trainer(built, cls.last_stage(config), dataset, out, accelerator, display, on_validation, known)
     origin: dict[str, Any] = {"run": FIRST_STAGE}
     if source is not None and first is None and not begun:
         origin = start(built, config, source, dataset)

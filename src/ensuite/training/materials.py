@@ -7,6 +7,7 @@ makes them; a run that is resumed finds them there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ensuite.content.template import as_text, render_items
 from ensuite.data.dataset import Dataset
 from ensuite.errors import EnsuiteError
 from ensuite.models.materials import Materials
@@ -56,10 +58,15 @@ def check_codes(config: RunConfig, dataset: Dataset) -> None:
 def template(codes: CodesConfig, items: pl.DataFrame, where: str) -> str | None:
     """Return what describes an item of a table in words; None when its vectors are those of a run, or of
     images alone."""
-    if codes.text or codes.images or codes.encoder.startswith(RUN):
-        return codes.text or None
-    from ensuite.content.template import as_text
+    if not codes.text and (codes.images or codes.encoder.startswith(RUN)):
+        return None
+    return describing(codes, items, where)
 
+
+def describing(codes: CodesConfig, items: pl.DataFrame, where: str) -> str:
+    """Return what describes an item of a table in words."""
+    if codes.text:
+        return codes.text
     columns = [name for name in TEXTS if name in items.columns and any(map(as_text, items[name]))]
     if not columns:
         there = ", ".join(items.columns)
@@ -138,7 +145,7 @@ def gather_materials(
         table.check_items(dataset.items["item_id"].to_list(), str(folder))
     if "vectors" in reads:
         vectors = _vectors(codes, table, dataset, device, display)
-    if "codebooks" in reads:
+    if "codebooks" in reads and (folder / TOKENISER).exists():  # a table of one's own may come without
         found = load_tokeniser(folder / TOKENISER).code_vectors()
         codebooks = None if found is None else [book.float() for book in found]
     if "categories" in reads:
@@ -149,7 +156,14 @@ def gather_materials(
             lambda: _vectors(codes, table, dataset, device, display) if vectors is None else vectors,
             config.seed,
         )
-    return Materials(codes=table, vectors=vectors, codebooks=codebooks, categories=categories)
+    made = Materials(codes=table, vectors=vectors, codebooks=codebooks, categories=categories)
+    if "texts" not in reads:
+        return made
+    assert table is not None
+    encoder = table.provenance["encoder"]
+    text = encoder.get("template") or describing(codes, dataset.items, str(dataset.path))
+    texts = ["", *render_items(dataset.items, text, str(dataset.path))]
+    return replace(made, texts=texts, encoder=encoder)
 
 
 def _vectors(

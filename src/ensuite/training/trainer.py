@@ -29,6 +29,7 @@ from ensuite.training.checkpoint import State, cut_log, load_checkpoint, save_ch
 from ensuite.training.config import RunConfig
 from ensuite.training.heartbeat import Heartbeat
 from ensuite.training.optimizer import build_optimizer, learning_rate
+from ensuite.training.preferences import Known
 from ensuite.training.progress import Display
 from ensuite.training.run import finished_weights, read_card, write_tensors, write_text
 from ensuite.training.signals import StopFlag
@@ -70,9 +71,11 @@ class Trainer:
         accelerator: Accelerator,
         display: Display,
         on_validation: Callable[[int, dict[str, float]], None] | None,
+        known: Known,
     ):
         self.model, self.config, self.dataset, self.out = model, config, dataset, out
         self.accelerator, self.display, self.on_validation = accelerator, display, on_validation
+        self.known = known
         self.part = (accelerator.process_index, accelerator.num_processes)
         self.heartbeat = Heartbeat(out, accelerator.is_main_process)
         self.state = State()
@@ -86,11 +89,12 @@ class Trainer:
             )
         events = training_view(dataset, config)
         self.samples = Samples(
-            events,
+            known.beside(events),
             config.samples,
             max_length=model.max_length,
             batch_size=config.training.batch_size,
             seed=config.seed,
+            extra=known.extra,
         )
         model.fit(events)  # what it refuses, it refuses before a run folder is touched
 
@@ -256,7 +260,7 @@ class Trainer:
         began = time.perf_counter()
         ranks = compute_ranks(
             self.model,
-            self.dataset.events("all"),
+            self.known.beside(self.dataset.events("all")),
             self.cases,
             exclude=self.dataset.exclude,
             device=self.accelerator.device,

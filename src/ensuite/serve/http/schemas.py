@@ -203,6 +203,10 @@ class Recommend(Sent):
         None, description="For models that read it; the others say so in `ignored`."
     )
     fallback: bool = Field(True, description="Whether the fallback list may answer; else that is an error.")
+    preference: Text | None = Field(
+        None,
+        description="What is wanted, in words, such as 'Find comedies'; refused by models that read none.",
+    )
 
     def request(self) -> asking.Request:
         """Return the request in the service's own words."""
@@ -219,6 +223,7 @@ class Recommend(Sent):
             self.at,
             self.context,
             self.fallback,
+            self.preference,
         )
 
 

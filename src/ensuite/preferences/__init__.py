@@ -1,0 +1,1 @@
+"""What users say they want: the file of preferences, who writes it, and what a model can be asked with it."""
