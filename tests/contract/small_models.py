@@ -49,7 +49,6 @@ SMALL = {
     "text_dim": 16,
     "n_categories": 5,
     "code_dim": 16,
-    "vector_dim": 16,
     "content_dim": 16,
 }
 """Values for fields of these names; a model's other fields keep their defaults."""

@@ -44,8 +44,8 @@ class Identities(nn.Module):
             self.code_vectors = nn.Parameter(vectors)
         else:
             self.register_buffer("code_vectors", vectors)
-        self.register_buffer("center", torch.zeros(c.vector_dim))
-        self.register_buffer("axes", torch.zeros(c.vector_dim, min(c.vector_dim, c.dim)))
+        self.register_buffer("center", torch.zeros(c.content_dim))
+        self.register_buffer("axes", torch.zeros(c.content_dim, min(c.content_dim, c.dim)))
         width = c.code_dim * (levels if c.pool == "concat" else 1)
         middle = max(width // 2, c.dim)
         maps = width != c.dim and c.branches != "hid"

@@ -77,7 +77,7 @@ class H2RecConfig:
     """Codes of each level, without a digit that tells duplicates apart; written here by the training."""
     code_dim: int = 0
     """Width of the vectors that codes stand for; written here by the training."""
-    vector_dim: int = 0
+    content_dim: int = 0
     """Width of the items' content vectors; written here by the training."""
     dim: int = 128
     """Width D of HID, SID and layers; item vectors have 2 D numbers."""
@@ -255,7 +255,7 @@ class H2Rec(Retriever):
             config,
             level_sizes=tuple(map(int, materials.codes.level_sizes[: materials.codes.content_levels])),
             code_dim=config.dim if books is None else books[0].shape[1],
-            vector_dim=materials.vectors.shape[1],
+            content_dim=materials.vectors.shape[1],
         )
 
     def take(self, materials: Materials) -> None:
