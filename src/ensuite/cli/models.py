@@ -99,19 +99,19 @@ def _show_all(systems: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title="Systems", title_justify="left")
-    for column in ("name", "what it is", "paper", "family", "state"):
-        table.add_column(column, no_wrap=column in ("name", "state"), overflow="fold")
+    for column in ("name", "what it is, and its paper", "family, state"):
+        table.add_column(column, no_wrap=column == "name", overflow="fold")
     for system in systems:
         others = system["package"] != "ensuite"
         if system.get("broken"):
             table.add_row(system["name"], f"[red]{escape(system['summary'])}[/red]")
             continue
+        paper = escape(system["paper"].partition(", arXiv")[0])
+        state = f"package {escape(system['package'])}" if others else escape(system["state"])
         table.add_row(
             system["name"],
-            escape(system["summary"]),
-            escape(system["paper"].partition(", arXiv")[0]),
-            escape(system["family"]),
-            f"package {escape(system['package'])}" if others else escape(system["state"]),
+            escape(system["summary"]) + (f"\n[dim]{paper}[/dim]" if paper else ""),
+            f"{escape(system['family'])}\n[dim]{state}[/dim]",
         )
     console = Console()
     console.print(table, highlight=False)

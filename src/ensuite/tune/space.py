@@ -85,6 +85,7 @@ BY_MODEL: dict[str, Space] = {
         "model.neighbours": Range(low=10, high=500, log=True),
         "model.half_life": (0.0, 1.0, 2.0, 5.0, 10.0, 30.0),
     },
+    "content-knn": {"model.profile": ("mean", "last"), "model.max_length": (2, 5, 10, 50)},
     "personal-repeat": {"model.decay": Range(low=0.0, high=1.5, step=0.1)},
     "bert4rec": {"samples.mask_probability": Range(low=0.1, high=0.7, step=0.1)},
 }

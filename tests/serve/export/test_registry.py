@@ -21,11 +21,10 @@ from ensuite.training.config import resolve
 
 REFUSED = {
     **dict.fromkeys(
-        ["popularity", "recency", "markov", "item-knn", "personal-repeat"],
+        ["popularity", "recency", "markov", "item-knn", "personal-repeat", "content-knn"],
         "it is counted, and has no encoder",
     ),
-    "tiger": "its scores are no dot products of vectors",
-    "reg4rec": "its scores are no dot products of vectors",
+    **dict.fromkeys(["tiger", "mender", "recgpt", "reg4rec"], "its scores are no dot products of vectors"),
     "pisa": r"`slots = min\(slots, int\(count.max\(\)\)\)` .*models/pisa.py.* depends on the data",
 }
 VARIANTS = {

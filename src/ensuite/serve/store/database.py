@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -19,6 +21,8 @@ WRITE = "ensuite_write"
 """Execution option of connections that will write."""
 DEADLOCK = "40P01"
 """PostgreSQL's code of a transaction that it undid because two waited for each other."""
+SWITCH_SECONDS = 5.0
+"""How long a process tries to switch a new SQLite file to its write-ahead log."""
 
 
 class StoreUnavailable(EnsuiteError):
@@ -109,8 +113,23 @@ def _tell_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # we begin transactions, not the driver
     # FULL: a commit returns when the log is on the disk. An acknowledged event survives the death of the
     # process and, as far as the disk keeps its word, a loss of power. NORMAL would survive the first only.
-    for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+    _switch_to_wal(connection)
+    for setting in ("synchronous=FULL", "secure_delete=ON"):
         connection.execute(f"PRAGMA {setting}")
+
+
+def _switch_to_wal(connection: Any) -> None:
+    """Let readers go on while one writes. Of processes that begin at once only one can switch a new file, and
+    SQLite does not let the others wait for it, as it does for every other lock."""
+    until = time.monotonic() + SWITCH_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.02)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
