@@ -32,6 +32,7 @@ from ensuite.serve.recommender import Recommender
 from ensuite.training.run import load_run
 
 K = 10
+SHOWN = ("run", "cold hr@10", "cold ndcg@10", "warm hr@10", "warm ndcg@10", "old items only hr@10")
 BATCH = 128
 
 
@@ -167,9 +168,9 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(kept + shown)
-    table = Table(*map(str, rows[0]))
+    table = Table(*SHOWN)
     for row in shown:
-        table.add_row(*map(str, row.values()))
+        table.add_row(*(str(row[name]) for name in SHOWN))
     Console().print(table)
 
 

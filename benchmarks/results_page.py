@@ -27,6 +27,12 @@ DATASETS = {
         "22,363 users, 12,101 items, 198,502 events; window 50. "
         "`ensuite prepare Beauty.txt.gz --format sequences --out data/beauty`",
     ),
+    "beauty-text": (
+        "Amazon Beauty with the items' texts: systems of codes and content",
+        "The same events, small budgets: no row here is a system at its full training. "
+        "`ensuite prepare interactions.parquet --order position --items items.parquet "
+        "--out data/beauty-text`",
+    ),
     "sports": (
         "Amazon Sports and Outdoors, 5-core",
         "35,598 users, 18,357 items, 296,337 events; window 50. "
