@@ -29,7 +29,9 @@ DATASETS = {
     ),
     "beauty-text": (
         "Amazon Beauty with the items' texts: systems of codes and content",
-        "The same events, small budgets: no row here is a system at its full training. "
+        "The same events, small budgets: no row here is a system at its full training. The reference is a "
+        "SASRec at every position for as many epochs; TIGER and REG4Rec, of which a beam ranks the first 50, "
+        "are in [results/README.md](../results/README.md#generation). "
         "`ensuite prepare interactions.parquet --order position --items items.parquet "
         "--out data/beauty-text`",
     ),
