@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from preferences.wishes import TITLE, World, make_world
 
+from ensuite.cli import main
 from ensuite.preferences.schema import read_preferences
 from ensuite.training.run import load_run
 
@@ -113,3 +114,14 @@ def test_what_is_asked_for_wrongly_is_said(ensuite, world, tmp_path):
         assert why in said.stderr
     assert not list(tmp_path.glob("[pr]"))
     assert "usage: ensuite benchmark preference" in ensuite("benchmark").stdout
+
+
+def test_interrupted_it_says_how_to_go_on(world, tmp_path, monkeypatch, capsys):
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ensuite.preferences.generate.write_file", stop)
+    with pytest.raises(SystemExit) as ended:
+        main(["preferences", str(world.dataset.path), "--out", str(tmp_path / "p.parquet"), "--quiet"])
+    assert ended.value.code == 130
+    assert "the same command goes on there" in capsys.readouterr().err

@@ -63,8 +63,8 @@ def main(argv: list[str] | None = None) -> None:
         import_module(f"ensuite.cli.{name}").main(argv[1:])
     except EnsuiteError as error:
         _fail(str(error), 2)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing half-written is left behind", 130)
+    except KeyboardInterrupt as stopped:  # a command that keeps what it has done says so
+        _fail(str(stopped) or "interrupted; nothing half-written is left behind", 130)
     except BrokenPipeError:
         sys.stderr.close()
 

@@ -81,16 +81,21 @@ def main(argv: list[str]) -> None:
         label = load_labeller(args.sentiment, device)
         working.busy(f"loading the {args.generator}")
         maker, write = _writer(args, reader, device)
-        counts = write_file(
-            dataset,
-            reader,
-            write,
-            label,
-            args.out,
-            maker=maker,
-            latest=args.latest,
-            progress=lambda done, total: working.update("steps", done, total),
-        )
+        try:
+            counts = write_file(
+                dataset,
+                reader,
+                write,
+                label,
+                args.out,
+                maker=maker,
+                latest=args.latest,
+                progress=lambda done, total: working.update("steps", done, total),
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; what was written is kept beside {args.out}: the same command goes on there"
+            ) from None
     sys.stdout.write(
         f"{counts['steps']:,} steps with preferences, {counts['without']:,} without "
         f"({'nothing known of their items' if args.generator == 'template' else 'no answer had five'})\n"
