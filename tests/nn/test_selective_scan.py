@@ -63,7 +63,16 @@ def test_the_last_position_alone_is_that_of_the_recurrence(
 def test_gradients_in_float64_are_those_of_finite_differences() -> None:
     tensors = inputs(2, 5, 3, 2, torch.float64)
     assert torch.autograd.gradcheck(selective_scan, tensors)
-    assert torch.autograd.gradcheck(scan_last, [*tensors[:4], tensors[4][:, 0].detach().requires_grad_()])
+    tensors[1].data[-1, 3:] = torch.rand(2, 3)  # no padding, which has no gradient there
+    tensors[4] = tensors[4][:, 0].detach().requires_grad_()
+    assert torch.autograd.gradcheck(scan_last, tensors[:5])
+
+
+def test_padding_brings_nothing_to_the_last_position() -> None:
+    tensors = inputs()[:5]
+    tensors[4] = tensors[4][:, 0].detach().requires_grad_()
+    u, _, _, b, _ = torch.autograd.grad(scan_last(*tensors)[-1].sum(), tensors)
+    assert all(x[-1, :3].all() and not x[-1, 3:].any() for x in (u, b))
 
 
 def test_the_associative_scan_is_the_recurrence_forwards_and_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ensuite.nn.causal_convolution import causal_convolution
 from ensuite.nn.selective_scan import scan_last, selective_scan
 
 
@@ -100,13 +101,7 @@ class Mamba(nn.Module):
         return self._leave(y, u, gate), MambaState(seen[:, 1:], hidden)
 
     def _convolve(self, u: Tensor) -> Tensor:
-        """Causal convolution of each channel with itself, then SiLU: [B, L, E]."""
-        width, length = self.conv_weight.shape[1], u.shape[1]
-        padded = F.pad(u, (0, 0, width - 1, 0))
-        total: Tensor = self.conv_bias
-        for k in range(width):
-            total = torch.addcmul(total, padded[:, k : k + length], self.conv_weight[:, k])
-        return F.silu(total)
+        return F.silu(causal_convolution(u, self.conv_weight, self.conv_bias))
 
     def _steps(self, u: Tensor, weight: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Return what the input selects: step sizes [..., E], then B and C, [..., N], as far as asked."""

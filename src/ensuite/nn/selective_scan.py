@@ -32,7 +32,7 @@ from torch import Tensor
 from ensuite.exporting import is_exporting
 
 CHUNK = 16  # positions, at least
-CPU_ELEMENTS, GPU_ELEMENTS = 1 << 19, 1 << 25  # of a working tensor: 2 MB (measured), 128 MB
+CPU_ELEMENTS, GPU_ELEMENTS = 1 << 18, 1 << 25  # of a working tensor: 1 MB (measured), 128 MB
 FEW = 1 << 18  # states of a position below which a GPU waits for its launches
 
 
@@ -84,7 +84,8 @@ def _selective_scan(
 def scan_last(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """Return y at the last position with dt > 0, [B, E], from a state of zero.
 
-    As `selective_scan`, but for ``c``, [B, N]: that of the last position. Padding has dt = 0.
+    As `selective_scan`, but for ``c``, [B, N]: that of the last position. Padding has dt = 0 in all channels;
+    what it brings in, 0, is not computed, and has no gradient: mask its dt.
     """
     if is_exporting():
         after = dt.flip(1).cumsum(1).flip(1) - dt  # S: [B, L, E]
@@ -242,10 +243,11 @@ def associate(decay: Tensor, x: Tensor) -> None:
 
 
 class _Decayed(torch.autograd.Function):
-    """read_t = sum_n g_tn exp(A_n S_t), where S_t is the sum of dt after t: [B, L, E].
+    """read_t = sum_n g_tn exp(A_n S_t), where S_t is the sum of dt after t: [B, L, E]; 0 where dt_t is 0.
 
-    Both sums run by a loop over positions: PyTorch's cumulative sum cannot run backwards, and is slow on a
-    CPU. The rest is done for some tokens m of all rows and positions at a time.
+    Both sums over time run by a loop over positions: PyTorch's cumulative sum cannot run backwards, and is
+    slow on a CPU. The rest is done for some of the M positions that are no padding at a time, in tensors
+    [m, N, E]: with the longer axis last, a pass over one takes half as long as with the states last.
     """
 
     @staticmethod
@@ -253,38 +255,44 @@ class _Decayed(torch.autograd.Function):
         after = torch.zeros_like(dt, memory_format=torch.contiguous_format)  # S: [B, L, E]
         for t in range(dt.shape[1] - 2, -1, -1):
             torch.add(after[:, t + 1], dt[:, t + 1], out=after[:, t])
-        ctx.save_for_backward(after, a, g)
-        read = torch.empty_like(after)
-        s, g, out = after.flatten(0, 1), g.flatten(0, 1), read.flatten(0, 1)  # [B L, E or N]
+        events = dt.any(-1).flatten().nonzero()[:, 0]  # [M]
+        s, g = (x.flatten(0, 1)[events] for x in (after, g))  # [M, E], [M, N]
+        a = a.T.contiguous()  # [N, E]
+        ctx.save_for_backward(s, a, g, events)
+        read = torch.empty_like(s)
         (room,) = _room(1, _tokens(s, a), a)
         for m in _slices(len(s), _tokens(s, a)):
-            out[m] = _decays(s[m], a, room).mul_(g[m, None]).sum(-1)
-        return read
+            torch.bmm(g[m, None], _decays(s[m], a, room), out=read[m, None])
+        return torch.zeros_like(after).flatten(0, 1).index_copy_(0, events, read).view_as(after)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        after, a, by_token = ctx.saved_tensors
-        s, g, by = (x.flatten(0, 1) for x in (after, by_token, grads[0]))
+        s, a, g, events = ctx.saved_tensors
+        shape = grads[0].shape[:2]  # B, L
+        by = grads[0].flatten(0, 1)[events]  # [M, E]
         grad_s, grad_a, grad_g = torch.empty_like(s), torch.zeros_like(a), torch.empty_like(g)
         room, spare = _room(2, _tokens(s, a), a)
         for m in _slices(len(s), _tokens(s, a)):
-            decay = _decays(s[m], a, room)  # [M, E, N]
-            grad_g[m] = (by[m, None] @ decay)[:, 0]
-            decay.mul_(g[m, None])
-            moved = torch.mul(decay, a, out=spare[: decay.numel()].view_as(decay))
-            grad_s[m] = by[m] * moved.sum(-1)
-            grad_a += decay.mul_((by[m] * s[m])[..., None]).sum(0)
-        grad_after = grad_s.view_as(after)
-        grad_dt = torch.zeros_like(after)  # a step is in the sums of all positions before it
-        for t in range(1, after.shape[1]):
+            reached = _decays(s[m], a, room).mul_(by[m, None])  # [m, N, E]
+            grad_g[m] = reached.sum(-1)
+            reached.mul_(g[m, :, None])
+            product = spare[: reached.numel()].view_as(reached)
+            grad_s[m] = torch.mul(reached, a, out=product).sum(1)
+            grad_a += torch.mul(reached, s[m, None], out=product).sum(0)
+        grad_after, grad_by_position = (
+            x.new_zeros(*shape, x.shape[-1]).flatten(0, 1).index_copy_(0, events, x).view(*shape, -1)
+            for x in (grad_s, grad_g)
+        )
+        grad_dt = torch.zeros_like(grad_after)  # a step is in the sums of all positions before it
+        for t in range(1, shape[1]):
             torch.add(grad_dt[:, t - 1], grad_after[:, t - 1], out=grad_dt[:, t])
-        return grad_dt, grad_a, grad_g.view_as(by_token)
+        return grad_dt, grad_a.T, grad_by_position
 
 
 def _decays(s: Tensor, a: Tensor, room: Tensor) -> Tensor:
-    out = room[: s.numel() * a.shape[1]].view(*s.shape, a.shape[1])
-    return torch.mul(s[..., None], a, out=out).exp_()
+    out = room[: s.shape[0] * a.numel()].view(-1, *a.shape)
+    return torch.mul(s[:, None], a, out=out).exp_()
 
 
 def _elements(x: Tensor) -> int:
