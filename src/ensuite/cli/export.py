@@ -98,7 +98,7 @@ def _show(export: Export, arguments: Arguments) -> None:
     check = export.check
     said = (
         f"{check.lists} lists against the model's: scores differ by at most {check.difference:.1g} of the "
-        f"largest, {check.moved:,} places hold another item"
+        f"largest, {check.moved:,} places hold another item of as good as equal score"
     )
     if arguments.int8:
         said = f"{check.lists} lists against the model's: {check.shared:.1%} of the best ten are the same"
