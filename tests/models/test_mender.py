@@ -30,6 +30,12 @@ N_ITEMS = len(KINDS) * len(COLOURS)
 SMALL = {"dim": 16, "blocks": 1, "heads": 2, "head_dim": 8, "inner": 24, "dropout": 0.0, "max_length": 6}
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep vectors of these texts out of the user's cache."""
+    monkeypatch.setenv("ENSUITE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
@@ -301,6 +307,17 @@ def test_items_added_after_training_are_found_and_passed_over_in_histories(mater
     known = model.with_codes(torch.tensor([[0, 0]]), model.item_content[11:12])
     as_known = told(known, torch.tensor([[1, 6, 11]]), "find soap")
     assert torch.allclose(scores(known, with_new), scores(known, as_known), atol=1e-5)
+
+
+def test_texts_are_encoded_once_for_all_trainings(materials, monkeypatch: pytest.MonkeyPatch):
+    texts = ["find soap at dawn", "avoid tea", "find soap at dawn"]
+    first = build(materials).encode_preferences(texts)
+    assert torch.equal(first[0], first[2])
+    again = build(materials)
+    alone = again.encode_preferences(texts[1:2])
+    monkeypatch.setattr(type(again.text_encoder("cpu")), "encode", lambda *_: pytest.fail("encoded anew"))
+    assert torch.equal(again.encode_preferences(texts), first)
+    assert torch.allclose(alone, first[1:2], atol=1e-5)
 
 
 def test_another_encoder_is_refused(materials, world, tmp_path: Path):

@@ -33,6 +33,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,8 +54,6 @@ TAG = "User preference:"
 """Stands before the preference in ``form: tok``."""
 PREFERENCE_TOKENS, ITEM_TOKENS = 64, 64
 """Most tokens of a preference (longer ones are refused) and of an item's text (cut)."""
-ENCODED = 64
-"""Texts that are encoded together."""
 
 
 @config
@@ -268,6 +267,8 @@ class Mender(OrderedGenerator):
     def encode_preferences(self, texts: Sequence[str]) -> Tensor:
         """Return vectors [N, E] float32 (emb), or tokens [N, W] int64, each one more than its number (tok).
 
+        Vectors of several texts are kept in the cache of content vectors, and read from there.
+
         Raises
         ------
         EnsuiteError
@@ -278,9 +279,13 @@ class Mender(OrderedGenerator):
         if empty:
             raise EnsuiteError("a preference is empty: say in words what is wanted, or leave it out")
         if self.config.form == "emb":
+            from ensuite.content.vectors import encode_texts
+
             encoder = self.text_encoder(device)
-            parts = [encoder.encode(texts[at : at + ENCODED]) for at in range(0, len(texts), ENCODED)]
-            return torch.cat([torch.from_numpy(part) for part in parts])
+            if len(texts) == 1:  # a request's: sooner encoded than looked up
+                return torch.from_numpy(encoder.encode(texts))
+            known, _ = encode_texts(list(dict.fromkeys(texts)), encoder)
+            return torch.from_numpy(np.stack([known[text] for text in texts]))
         found = self._tokenise([text.rstrip(". ") + "." for text in texts], None)
         longest = max(range(len(found)), key=lambda n: len(found[n]))
         if len(found[longest]) > PREFERENCE_TOKENS:
