@@ -11,10 +11,10 @@ from codes.vectors import fitted, mixture
 
 from ensuite.codes import rq_vae
 from ensuite.codes.fsq import FSQ, FSQConfig
-from ensuite.codes.learning import Codebook, draw_batches, quantiser_loss
+from ensuite.codes.learning import Codebook, CodebooksConfig, draw_batches, quantiser_loss
 from ensuite.codes.mpq import MPQ, MPQConfig
 from ensuite.codes.rq_k_means import RQKMeansConfig
-from ensuite.codes.rq_vae import RQVAE, RQVAEConfig
+from ensuite.codes.rq_vae import RQVAE
 from ensuite.errors import EnsuiteError
 
 # -- RQ-VAE --
@@ -23,7 +23,7 @@ from ensuite.errors import EnsuiteError
 def small_vae(**settings: object) -> RQVAE:
     torch.manual_seed(0)
     model = RQVAE(
-        RQVAEConfig(**({"levels": 3, "size": 5, "hidden": (7,), "latent": 4} | settings)), 6
+        CodebooksConfig(**({"levels": 3, "size": 5, "hidden": (7,), "latent": 4} | settings)), 6
     ).double()
     for book in model.books:
         torch.nn.init.normal_(book.vectors)
@@ -122,7 +122,7 @@ def test_a_loss_that_is_not_finite_stops_the_training() -> None:
 
 
 def test_the_papers_preset() -> None:
-    paper = RQVAEConfig(**RQVAE.presets["paper"])
+    paper = CodebooksConfig(**RQVAE.presets["paper"])
     assert (paper.optimizer, paper.lr, paper.batch_size) == ("adagrad", 0.4, 1024)
     assert (paper.levels, paper.size, paper.hidden, paper.latent) == (3, 256, (512, 256, 128), 32)
     assert (paper.standardise, paper.revive_every) == (False, 0)

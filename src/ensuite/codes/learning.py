@@ -36,6 +36,34 @@ class LearningConfig(TokeniserConfig):
             raise ValueError("steps, batch_size and lr are positive, weight_decay is at least 0")
 
 
+@config
+class CodebooksConfig(LearningConfig):
+    """An autoencoder whose inner vectors become codes: widths, codebooks and what keeps them alive."""
+
+    levels: int = 3
+    """Codes of an item."""
+    size: int = 256
+    """Codes of each level."""
+    hidden: tuple[int, ...] = (512, 256, 128)
+    """Widths of the encoder's hidden layers; the decoder mirrors them."""
+    latent: int = 32
+    """Width of the inner vector."""
+    beta: float = 0.25
+    """Weight of the commitment term."""
+    start_points: int = 64
+    """Items for each code on which k-means++ starts the codebooks."""
+    revive_every: int = 100
+    """Steps after which unused codes are put on points of the batch; never in the last fifth. 0 = never."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("levels", "size", "latent", "start_points"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: at least 1 is needed")
+        if self.beta < 0 or self.revive_every < 0 or any(width < 1 for width in self.hidden):
+            raise ValueError("beta and revive_every are at least 0, hidden widths at least 1")
+
+
 class Codebook(nn.Module):
     """K vectors, of which every point takes the nearest."""
 

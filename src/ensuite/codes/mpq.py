@@ -17,26 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ensuite.codes.learning import Codebook, LearningConfig, learn, mlp, quantiser_loss
+from ensuite.codes.learning import Codebook, CodebooksConfig, learn, mlp, quantiser_loss
 from ensuite.codes.tokeniser import Progress, Tokeniser
 from ensuite.config import config
 from ensuite.errors import EnsuiteError
 
 
 @config
-class MPQConfig(LearningConfig):
+class MPQConfig(CodebooksConfig):
     """Experts, their codebooks, and what keeps them apart."""
 
     levels: int = 4
-    """Experts M, codes of an item (8 in benchmarks)."""
-    size: int = 256
-    """Codes of each expert."""
-    hidden: tuple[int, ...] = (512, 256, 128)
-    """Widths of each expert's hidden layers; the decoder mirrors them."""
-    latent: int = 32
-    """Width of the codes' vectors."""
-    beta: float = 0.25
-    """Weight of the commitment term."""
+    """Experts M, codes of an item (8 in benchmarks); each has a codebook, and hidden layers of its own."""
     orthogonal: Literal["outputs", "parameters", "none"] = "outputs"
     """Push apart what the experts give for an item (squared cosine), or their weights (MMQ)."""
     orthogonal_weight: float = 1.0
@@ -47,16 +39,9 @@ class MPQConfig(LearningConfig):
     """Vectors of two kinds side by side: how wide the first is (of MiniLM's texts: 384). 0 = of one kind."""
     specific: int = 1
     """With `split`: experts that read one part alone, of each part; the others read both."""
-    start_points: int = 64
-    """Items for each code on which k-means++ starts the codebooks."""
-    revive_every: int = 100
-    """Steps after which unused codes are put on points of the batch; never in the last fifth. 0 = never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("levels", "size", "latent", "start_points"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: at least 1 is needed")
         if self.split < 0 or self.specific < 1:
             raise ValueError("split is at least 0, specific at least 1")
         if self.split and 2 * self.specific >= self.levels:
@@ -64,8 +49,8 @@ class MPQConfig(LearningConfig):
                 f"specific = {self.specific} of each part leaves none of {self.levels} levels for experts "
                 "that read both; give more levels"
             )
-        if self.beta < 0 or self.orthogonal_weight < 0 or self.revive_every < 0:
-            raise ValueError("beta, orthogonal_weight and revive_every are at least 0")
+        if self.orthogonal_weight < 0:
+            raise ValueError("orthogonal_weight is at least 0")
 
 
 class MPQ(Tokeniser):

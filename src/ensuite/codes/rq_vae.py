@@ -13,46 +13,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ensuite.codes.learning import Codebook, LearningConfig, learn, mlp, quantiser_loss
+from ensuite.codes.learning import Codebook, CodebooksConfig, learn, mlp, quantiser_loss
 from ensuite.codes.tokeniser import Progress, Tokeniser
-from ensuite.config import config
 from ensuite.errors import EnsuiteError
 
 WATCHED = 1000  # steps over which usage is counted where codes are not revived
 
 
-@config
-class RQVAEConfig(LearningConfig):
-    """Widths, codebooks and what keeps them alive."""
-
-    levels: int = 3
-    """Codes of an item."""
-    size: int = 256
-    """Codes of each level."""
-    hidden: tuple[int, ...] = (512, 256, 128)
-    """Widths of the encoder's hidden layers; the decoder mirrors them."""
-    latent: int = 32
-    """Width of the inner vector."""
-    beta: float = 0.25
-    """Weight of the commitment term."""
-    start_points: int = 64
-    """Items for each code on which k-means++ starts the codebooks."""
-    revive_every: int = 100
-    """Steps after which unused codes are put on points of the batch; never in the last fifth. 0 = never."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("levels", "size", "latent", "start_points"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: at least 1 is needed")
-        if self.beta < 0 or self.revive_every < 0 or any(width < 1 for width in self.hidden):
-            raise ValueError("beta and revive_every are at least 0, hidden widths at least 1")
-
-
 class RQVAE(Tokeniser):
     """Encoder, decoder, and a codebook for each level."""
 
-    Config = RQVAEConfig
+    Config = CodebooksConfig
     kind = "rq-vae"
     summary = "an autoencoder with residual codes, as in TIGER"
     ordered = True
@@ -70,7 +41,7 @@ class RQVAE(Tokeniser):
 
     books: list[Codebook]
 
-    def __init__(self, config: RQVAEConfig, dim: int):
+    def __init__(self, config: CodebooksConfig, dim: int):
         super().__init__(config, dim)
         widths = [dim, *config.hidden, config.latent]
         self.encoder, self.decoder = mlp(widths), mlp(widths[::-1])

@@ -22,6 +22,7 @@ from ensuite.data.dataset import Events
 from ensuite.errors import EnsuiteError
 from ensuite.models.base import BlockScorer, Model
 from ensuite.models.materials import Materials
+from ensuite.nn.t5 import Shape
 from ensuite.objectives import Objective
 from ensuite.objectives.cross_entropy import CrossEntropy
 
@@ -63,6 +64,38 @@ class GeneratorConfig:
                 f"cold_share = {self.cold_share} is a share of lists, and ranking = exact scores items one "
                 "by one; use ranking = beam"
             )
+
+
+@config
+class T5Config(GeneratorConfig):
+    """What is common to the generators that are made of T5's layers; defaults are TIGER's."""
+
+    dim: int = 128
+    """Width D of tokens and layers."""
+    blocks: int = 4
+    """Layers of the encoder, where there is one, and of the decoder each."""
+    heads: int = 6
+    """Attention heads."""
+    head_dim: int = 64
+    """Width of a head: heads * head_dim need not be dim."""
+    inner: int = 1024
+    """Width of the feed-forward layer."""
+    dropout: float = 0.1
+    """Share of elements dropped after the embedding, on attention weights, and in and after each layer."""
+    max_length: int = 20
+    """Most recent events that are read."""
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes of a stack of layers."""
+        return Shape(self.dim, self.heads, self.head_dim, self.inner, self.dropout)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.dim, self.blocks, self.heads, self.head_dim, self.inner, self.max_length) < 1:
+            raise ValueError("dim, blocks, heads, head_dim, inner and max_length are at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout}: at least 0 and below 1 is needed")
 
 
 class Generator(Model):

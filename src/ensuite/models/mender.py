@@ -42,9 +42,9 @@ from ensuite.codes.beam import Start
 from ensuite.config import config
 from ensuite.data.batches import Batch, History
 from ensuite.errors import EnsuiteError
-from ensuite.models.generator import GeneratorConfig, OrderedGenerator
+from ensuite.models.generator import OrderedGenerator, T5Config
 from ensuite.models.materials import Materials
-from ensuite.nn.t5 import Cache, Shape, Stack
+from ensuite.nn.t5 import Cache, Stack
 from ensuite.objectives import Objective
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ PREFERENCE_TOKENS, ITEM_TOKENS = 64, 64
 
 
 @config
-class MenderConfig(GeneratorConfig):
+class MenderConfig(T5Config):
     """Form, texts and the network; sizes are the paper's for Beauty."""
 
     form: Literal["emb", "tok"] = "emb"
@@ -86,20 +86,9 @@ class MenderConfig(GeneratorConfig):
     """emb: hide padding; off as in the released code."""
     normalise: bool = False
     """Centre and scale the encoder's output before it is mapped."""
-    dim: int = 128
-    """Width D of tokens and layers."""
     blocks: int = 6
     """Layers of the decoder."""
-    heads: int = 6
-    """Attention heads."""
-    head_dim: int = 64
-    """Width of a head: heads * head_dim need not be dim."""
-    inner: int = 1024
-    """Width of the feed-forward layer."""
     dropout: float = 0.2
-    """Share of elements dropped after the embedding, on attention weights, and in and after each layer."""
-    max_length: int = 20
-    """Most recent events that are read."""
     tied: bool = False
     """Score codes by the vectors of their tokens, scaled by 1 / sqrt(dim), or by vectors of their own."""
     from_codebooks: bool = False
@@ -120,10 +109,6 @@ class MenderConfig(GeneratorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.dim, self.blocks, self.heads, self.head_dim, self.inner, self.max_length) < 1:
-            raise ValueError("dim, blocks, heads, head_dim, inner and max_length are at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout = {self.dropout}: at least 0 and below 1 is needed")
         if self.negative_weight < 0 or self.adapter_rank < 1:
             raise ValueError("negative_weight is at least 0, adapter_rank at least 1")
         if self.form == "emb" and self.adapter != "none":
@@ -161,8 +146,7 @@ class Mender(OrderedGenerator):
         self.widen = nn.Linear(width, c.dim, bias=False) if width != c.dim else None
         self.head = None if c.tied else nn.Linear(c.dim, sum(sizes), bias=False)
         self.read = nn.Linear(c.text_dim, c.dim)
-        shape = Shape(c.dim, c.heads, c.head_dim, c.inner, c.dropout)
-        self.decoder = Stack(shape, c.blocks, causal=True, cross=True)
+        self.decoder = Stack(c.shape, c.blocks, causal=True, cross=True)
         empty = torch.zeros(n_items + 1, c.text_dim) if c.form == "emb" else torch.zeros(n_items + 1, 1).int()
         self.register_buffer("item_content", empty)
         # Not a submodule: its weights are no part of the run, and it is never in training mode.

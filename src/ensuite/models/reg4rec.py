@@ -52,9 +52,9 @@ from ensuite.config import config
 from ensuite.data.batches import Batch, History
 from ensuite.errors import EnsuiteError
 from ensuite.models._reg4rec_pars import PARSConfig, advantages, clipped_loss, path_rewards, report
-from ensuite.models.generator import Generator, GeneratorConfig
+from ensuite.models.generator import Generator, T5Config
 from ensuite.models.materials import Materials
-from ensuite.nn.t5 import Cache, Shape, Stack
+from ensuite.nn.t5 import Cache, Stack
 from ensuite.objectives import Objective
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ SCORES_HELD = 1 << 26
 
 
 @config
-class REG4RecConfig(GeneratorConfig):
+class REG4RecConfig(T5Config):
     """Network, order of codes, and the two stages."""
 
     digit: bool = False
@@ -77,20 +77,11 @@ class REG4RecConfig(GeneratorConfig):
     """Categories of items; written here by the training."""
     input: Literal["compact", "tokens"] = "compact"
     """What the encoder reads of an item: one vector, or <SEP> and a token for each code (the figure's)."""
-    dim: int = 128
-    """Width D of tokens and layers."""
     blocks: int = 2
     """Layers of the encoder and of the decoder each (N / 2)."""
     heads: int = 4
-    """Attention heads."""
     head_dim: int = 32
-    """Width of a head."""
     inner: int = 512
-    """Width of the feed-forward layer."""
-    dropout: float = 0.1
-    """Share of elements dropped after the embedding, on attention weights, and in and after each layer."""
-    max_length: int = 20
-    """Most recent events that are read."""
     init_std: float = 0.3
     """Standard deviation of the initial token vectors."""
     order: Literal["crss", "fixed"] = "crss"
@@ -116,10 +107,6 @@ class REG4RecConfig(GeneratorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.dim, self.blocks, self.heads, self.head_dim, self.inner, self.max_length) < 1:
-            raise ValueError("dim, blocks, heads, head_dim, inner and max_length are at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout = {self.dropout}: at least 0 and below 1 is needed")
         if self.init_std <= 0 or self.curriculum < 1 or self.category_weight < 0:
             raise ValueError("init_std is positive, curriculum at least 1, category_weight at least 0")
         for name in ("random_first", "random_last", "corp"):
@@ -184,9 +171,8 @@ class REG4Rec(Generator):
         if c.input == "compact":
             wide = len(sizes) * c.dim
             self.join = nn.Sequential(nn.Linear(wide, 2 * c.dim), nn.ReLU(), nn.Linear(2 * c.dim, c.dim))
-        shape = Shape(c.dim, c.heads, c.head_dim, c.inner, c.dropout)
-        self.encoder = Stack(shape, c.blocks, causal=False)
-        self.decoder = Stack(shape, c.blocks, causal=True, cross=True)
+        self.encoder = Stack(c.shape, c.blocks, causal=False)
+        self.decoder = Stack(c.shape, c.blocks, causal=True, cross=True)
         self.heads = nn.Linear(c.dim, sum(sizes), bias=False)
         self.category_head = nn.Linear(c.dim, max(1, c.n_categories))
         self.register_buffer("categories", torch.full((n_items + 1,), -1))

@@ -37,31 +37,17 @@ from torch import Tensor, nn
 from ensuite.codes.beam import Start
 from ensuite.config import config
 from ensuite.data.batches import Batch, History
-from ensuite.models.generator import GeneratorConfig, OrderedGenerator
-from ensuite.nn.t5 import Cache, Shape, Stack
+from ensuite.models.generator import OrderedGenerator, T5Config
+from ensuite.nn.t5 import Cache, Stack
 from ensuite.objectives import Objective
 
 
 @config
-class TIGERConfig(GeneratorConfig):
+class TIGERConfig(T5Config):
     """Shape of the network; defaults are the paper's."""
 
     architecture: Literal["encoder-decoder", "decoder"] = "encoder-decoder"
     """The paper's T5, or one causal stack that learns at every position."""
-    dim: int = 128
-    """Width D of tokens and layers."""
-    blocks: int = 4
-    """Layers of the encoder and of the decoder each (paper: 4; its ablation 3 and 5)."""
-    heads: int = 6
-    """Attention heads."""
-    head_dim: int = 64
-    """Width of a head: heads * head_dim need not be dim."""
-    inner: int = 1024
-    """Width of the feed-forward layer."""
-    dropout: float = 0.1
-    """Share of elements dropped after the embedding, on attention weights, and in and after each layer."""
-    max_length: int = 20
-    """Most recent events that are read."""
     tied: bool = True
     """Score codes by the vectors of their tokens, scaled by 1 / sqrt(dim) as in T5, or by vectors of their
     own."""
@@ -70,10 +56,6 @@ class TIGERConfig(GeneratorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.dim, self.blocks, self.heads, self.head_dim, self.inner, self.max_length) < 1:
-            raise ValueError("dim, blocks, heads, head_dim, inner and max_length are at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout = {self.dropout}: at least 0 and below 1 is needed")
         if self.init_std <= 0:
             raise ValueError("init_std must be positive")
 
@@ -99,10 +81,9 @@ class TIGER(OrderedGenerator):
         self.tokens = nn.Embedding(self.begin_token + 1, c.dim)
         nn.init.normal_(self.tokens.weight, std=c.init_std)
         self.head = None if c.tied else nn.Linear(c.dim, sum(sizes), bias=False)
-        shape = Shape(c.dim, c.heads, c.head_dim, c.inner, c.dropout)
         encodes = c.architecture == "encoder-decoder"
-        self.encoder = Stack(shape, c.blocks, causal=False) if encodes else None
-        self.decoder = Stack(shape, c.blocks, causal=True, cross=encodes)
+        self.encoder = Stack(c.shape, c.blocks, causal=False) if encodes else None
+        self.decoder = Stack(c.shape, c.blocks, causal=True, cross=encodes)
 
     @classmethod
     def defaults_for(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
