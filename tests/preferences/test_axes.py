@@ -138,15 +138,15 @@ def test_the_combined_measure_is_of_both_forms(world, preferences, space):
     questions = replace(questions, target=right)  # this encoder knows no kinds; the perfect model does
     asker = Asker(Perfect(), world.dataset, preferences, [questions])
     plain = (asker.ranks(questions, questions.numbers).rank <= 10).mean()
-    found = asker.measure(questions)
+    found = {name: values.mean() for name, values in asker.measure(questions).items()}
     assert found == {"combined@5": 1.0, "combined@10": 1.0}
     swapped = replace(questions, numbers=questions.against, against=questions.numbers)
-    assert asker.measure(swapped) == {"combined@5": 0.0, "combined@10": 0.0}
-    assert combined(np.ones(3), np.ones(3)) == {"combined@5": 0.0, "combined@10": 0.0}  # one list for both
+    assert not any(values.any() for values in asker.measure(swapped).values())
+    assert not any(values.any() for values in combined(np.ones(3), np.ones(3)).values())  # one list for both
     rng = np.random.default_rng(0)
     positive, negative = rng.integers(1, 30, (2, 500)).astype(float)
     for k in (5, 10):
-        assert combined(positive, negative)[f"combined@{k}"] <= (positive <= k).mean()
+        assert combined(positive, negative)[f"combined@{k}"].mean() <= (positive <= k).mean()
     assert found["combined@10"] <= plain
 
 
@@ -159,13 +159,18 @@ def test_any_model_enters(world, preferences, space):
     sasrec = SASRec(SASRecConfig(dim=8, heads=1, blocks=1, max_length=4), Perfect.n_items).eval()
     entries = [("perfect", Perfect()), ("sasrec", sasrec), ("dot product", DotProduct(space))]
     results = run_benchmark(entries, world.dataset, preferences, axes)
-    value = {(one.name, one.axis): headline(one) for one in results}
+    value = {(one.name, one.axis): one.metrics[headline(one.axis)].mean for one in results}
     assert value["perfect", "recommendation"] == value["perfect", "last preference"] == 1
     assert value["sasrec", "sentiment"] == 0
     assert value["sasrec", "recommendation"] < 0.5
     assert 0 <= value["dot product", "consolidation"] <= 1
+    by_name = {one.name: one for one in results if one.axis == "recommendation"}
+    assert by_name["perfect"].p is None
+    assert by_name["sasrec"].p < 0.001
+    found = by_name["sasrec"].metrics["recall@10"]
+    assert 0 <= found.low < found.mean < found.high < 1
     lines = to_csv(results).splitlines()
-    assert lines[0] == "run,axis,questions,metric,value"
+    assert lines[0] == "run,axis,questions,metric,value,low,high,p against best"
     assert len(lines) == 1 + 3 * (5 * 5 + 2)
     assert "recommendation" in to_svg(results, "t")
     sasrec.load_state_dict({k: v * torch.nan for k, v in sasrec.state_dict().items()})

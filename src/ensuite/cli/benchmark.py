@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from ensuite.evaluate.statistics import Interval
     from ensuite.preferences.benchmark import Result
 
 USAGE = """\
@@ -141,10 +142,22 @@ def _preference(args: Arguments) -> None:
     console.print(f"Next: {following}", highlight=False, soft_wrap=True, markup=False)
 
 
+def _shown(value: Interval) -> str:
+    return "-" if value.mean != value.mean else f"{value.mean:.4f}\n{value.low:.4f}–{value.high:.4f}"
+
+
+def _against(result: Result) -> str:
+    if result.p is None:
+        return "best" if result.questions else "-"
+    return "p < .001" if result.p < 0.001 else f"p {result.p:.3f}".replace("0.", ".")
+
+
 def _show(console: Console, results: Sequence[Result], without: Sequence[str]) -> None:
     """Print a table for each axis, and what must be known to read them."""
     from rich.markup import escape
     from rich.table import Table
+
+    from ensuite.preferences.benchmark import headline
 
     for axis in dict.fromkeys(one.axis for one in results):
         rows = [one for one in results if one.axis == axis]
@@ -152,9 +165,9 @@ def _show(console: Console, results: Sequence[Result], without: Sequence[str]) -
         table = Table("run", title=f"{axis}, {rows[0].questions:,} questions", title_justify="left")
         for name in names:
             table.add_column(name, justify="right")
+        table.add_column(f"{headline(axis)} against best", justify="right")
         for one in rows:
-            values = (one.metrics[name] for name in names)
-            table.add_row(escape(one.name), *("-" if value != value else f"{value:.4f}" for value in values))
+            table.add_row(escape(one.name), *(_shown(one.metrics[name]) for name in names), _against(one))
         console.print(table, highlight=False)
     if without:
         console.print(

@@ -2,7 +2,8 @@
 
 A model that reads no preference is asked with the history alone; of the axis sentiment, which has none, it
 scores 0 by definition, since its two lists are one. Ranks are among all items, those of the history too, as
-in the paper; ties count half. What is averaged are questions, never batches.
+in the paper; ties count half. What is averaged are questions, never batches, and questions are what intervals
+and tests draw from.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from ensuite.data.batches import History, read_history
 from ensuite.data.dataset import Dataset
 from ensuite.data.stated import Stated
 from ensuite.errors import EnsuiteError
-from ensuite.evaluate.metrics import compute_metrics
+from ensuite.evaluate.metrics import per_case
 from ensuite.evaluate.ranks import Ranks
 from ensuite.evaluate.scoring import model_device
+from ensuite.evaluate.statistics import Interval, holm, intervals, paired_p
 from ensuite.preferences.axes import Questions
 from ensuite.preferences.schema import Preferences
 
@@ -39,8 +41,11 @@ class Result:
     name: str
     axis: str
     questions: int
-    metrics: dict[str, float]
-    """NaN where there was no question."""
+    metrics: dict[str, Interval]
+    """With 95 % intervals; NaN where there was no question."""
+    p: float | None
+    """Of the paired t-test of the axis's `headline` metric against the best model's, Holm-corrected over the
+    axis; None of the best one, and where there was no question."""
 
 
 def run_benchmark(
@@ -54,14 +59,37 @@ def run_benchmark(
 
     ``progress`` is called with (name of the model, axes done, axes in all).
     """
-    results = []
+    values: dict[str, list[dict[str, np.ndarray]]] = {}  # of each model, axis and metric
     for name, model in entries:
-        asker = Asker(model, dataset, preferences, axes)
+        asker, values[name] = Asker(model, dataset, preferences, axes), []
         for done, questions in enumerate(axes, 1):
-            results.append(Result(name, questions.axis, len(questions), asker.measure(questions)))
+            values[name].append(asker.measure(questions))
             if progress is not None:
                 progress(name, done, len(axes))
-    return results
+    by_axis = [
+        _results(questions, {name: values[name][i] for name, _ in entries})
+        for i, questions in enumerate(axes)
+    ]
+    return [one for name, _ in entries for axis in by_axis for one in axis if one.name == name]
+
+
+def _results(questions: Questions, values: dict[str, dict[str, np.ndarray]]) -> list[Result]:
+    """Sum up one axis: ``values`` [Q] of each model and metric."""
+    nothing, found = Interval(float("nan"), float("nan"), float("nan")), {}
+    for name, by_metric in values.items():
+        known = (
+            intervals(np.stack(list(by_metric.values()), 1)) if len(questions) else [nothing] * len(by_metric)
+        )
+        found[name] = dict(zip(by_metric, known))
+    p: dict[str, float] = {}
+    if len(questions):
+        metric = headline(questions.axis)
+        best = max(found, key=lambda name: found[name][metric].mean)
+        others = [name for name in found if name != best]
+        tested = [paired_p(values[best][metric], values[name][metric]) for name in others]
+        p = dict(zip(others, holm(np.array(tested)).tolist()))
+    axis, n = questions.axis, len(questions)
+    return [Result(name, axis, n, metrics, p.get(name)) for name, metrics in found.items()]
 
 
 class Asker:
@@ -82,15 +110,16 @@ class Asker:
             nothing = values.new_zeros(1, values.shape[1])
             self.stated = Stated(np.zeros((0, 1), np.int64), torch.cat([nothing, values]))
 
-    def measure(self, questions: Questions) -> dict[str, float]:
-        """Return the metrics of one axis."""
-        names = METRICS if questions.against is None else COMBINED
-        if not len(questions):
-            return dict.fromkeys(names, float("nan"))
+    def measure(self, questions: Questions) -> dict[str, np.ndarray]:
+        """Return the metrics of one axis, question by question: [Q] each."""
+        nothing = np.zeros(len(questions))
         if questions.against is None:
-            return compute_metrics(self.ranks(questions, questions.numbers), METRICS)
-        if not self.reads:
-            return dict.fromkeys(names, 0.0)
+            if not len(questions):
+                return dict.fromkeys(METRICS, nothing)
+            ranks = self.ranks(questions, questions.numbers)
+            return {name: per_case(ranks, name) for name in METRICS}
+        if not self.reads or not len(questions):
+            return dict.fromkeys(COMBINED, nothing)
         positive = self.ranks(questions, questions.numbers).rank
         negative = self.ranks(questions, questions.against).rank
         return combined(positive, negative)
@@ -126,24 +155,26 @@ class Asker:
         return scores
 
 
-def combined(positive: np.ndarray, negative: np.ndarray) -> dict[str, float]:
-    """Return combined@k of the target's ranks for the positive and the negative form [Q].
+def combined(positive: np.ndarray, negative: np.ndarray) -> dict[str, np.ndarray]:
+    """Return combined@k of the target's ranks for the positive and the negative form: [Q] each.
 
-    >>> combined(np.array([1.0, 1.0]), np.array([50.0, 2.0]))
-    {'combined@5': 0.5, 'combined@10': 0.5}
+    >>> combined(np.array([1.0, 1.0]), np.array([50.0, 2.0]))["combined@10"].tolist()
+    [1.0, 0.0]
     """
     found = {k: (positive <= k) & ~(negative <= k) for k in (5, 10)}
-    return {f"combined@{k}": float(hit.mean()) for k, hit in found.items()}
+    return {f"combined@{k}": hit.astype(np.float64) for k, hit in found.items()}
 
 
 def to_csv(results: Sequence[Result]) -> str:
     """Return the results, a line for each model, axis and metric."""
     out = io.StringIO()
     lines = csv.writer(out, lineterminator="\n")
-    lines.writerow(["run", "axis", "questions", "metric", "value"])
+    lines.writerow(["run", "axis", "questions", "metric", "value", "low", "high", "p against best"])
     for one in results:
-        for metric, value in one.metrics.items():
-            lines.writerow([one.name, one.axis, one.questions, metric, f"{value:.6f}"])
+        for metric, v in one.metrics.items():
+            p = "" if one.p is None or metric != headline(one.axis) else f"{one.p:.3g}"
+            numbers = [f"{x:.6f}" for x in (v.mean, v.low, v.high)]
+            lines.writerow([one.name, one.axis, one.questions, metric, *numbers, p])
     return out.getvalue()
 
 
@@ -153,7 +184,7 @@ def to_svg(results: Sequence[Result], title: str) -> str:
 
     axes = list(dict.fromkeys(one.axis for one in results if one.questions))
     names = list(dict.fromkeys(one.name for one in results))
-    value = {(one.name, one.axis): headline(one) for one in results}
+    value = {(one.name, one.axis): one.metrics[headline(one.axis)].mean for one in results}
     series = [
         Series(name, i, list(range(len(axes))), [value[name, axis] for axis in axes])
         for i, name in enumerate(names)
@@ -162,6 +193,6 @@ def to_svg(results: Sequence[Result], title: str) -> str:
     return standalone(with_legend(bar_chart(shown, series, title=title, y_label="Recall@10"), series))
 
 
-def headline(result: Result) -> float:
-    """Return the metric of a result that stands for it."""
-    return result.metrics.get("recall@10", result.metrics.get("combined@10", float("nan")))
+def headline(axis: str) -> str:
+    """Return the metric that stands for an axis."""
+    return "combined@10" if axis == "sentiment" else "recall@10"
