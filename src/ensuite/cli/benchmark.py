@@ -142,22 +142,16 @@ def _preference(args: Arguments) -> None:
     console.print(f"Next: {following}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _shown(value: Interval) -> str:
-    return "-" if value.mean != value.mean else f"{value.mean:.4f}\n{value.low:.4f}–{value.high:.4f}"
-
-
-def _against(result: Result) -> str:
-    if result.p is None:
-        return "best" if result.questions else "-"
-    return "p < .001" if result.p < 0.001 else f"p {result.p:.3f}".replace("0.", ".")
-
-
 def _show(console: Console, results: Sequence[Result], without: Sequence[str]) -> None:
     """Print a table for each axis, and what must be known to read them."""
     from rich.markup import escape
     from rich.table import Table
 
+    from ensuite.evaluate.report.tables import interval, p_value, score
     from ensuite.preferences.benchmark import headline
+
+    def shown(value: Interval) -> str:
+        return f"{score(value.mean)}\n{interval(value)}"
 
     for axis in dict.fromkeys(one.axis for one in results):
         rows = [one for one in results if one.axis == axis]
@@ -165,10 +159,16 @@ def _show(console: Console, results: Sequence[Result], without: Sequence[str]) -
         table = Table("run", title=f"{axis}, {rows[0].questions:,} questions", title_justify="left")
         for name in names:
             table.add_column(name, justify="right")
-        table.add_column(f"{headline(axis)} against best", justify="right")
+        table.add_column("against best", justify="right")
         for one in rows:
-            table.add_row(escape(one.name), *(_shown(one.metrics[name]) for name in names), _against(one))
+            p = ("best" if one.questions else "-") if one.p is None else f"p {p_value(one.p)}"
+            table.add_row(escape(one.name), *(shown(one.metrics[name]) for name in names), p)
         console.print(table, highlight=False)
+    console.print(
+        f"Against best: a paired test of {headline('recommendation')} (sentiment: {headline('sentiment')}), "
+        "Holm-corrected within the axis.",
+        highlight=False,
+    )
     if without:
         console.print(
             f"Asked with the history alone, since they read no preference: {', '.join(without)}.",
