@@ -68,6 +68,13 @@ def test_gradients_in_float64_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(scan_last, tensors[:5])
 
 
+def test_padding_alone_gives_nothing() -> None:
+    u, dt, a, b, c = inputs()[:5]
+    y = scan_last(u, dt * 0, a, b, c[:, 0])
+    assert not y.any()
+    assert not torch.autograd.grad(y.sum(), u)[0].any()
+
+
 def test_padding_brings_nothing_to_the_last_position() -> None:
     tensors = inputs()[:5]
     tensors[4] = tensors[4][:, 0].detach().requires_grad_()

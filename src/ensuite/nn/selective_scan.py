@@ -300,7 +300,7 @@ def _elements(x: Tensor) -> int:
 
 
 def _tokens(s: Tensor, a: Tensor) -> int:
-    return min(s.shape[0], max(1, _elements(s) // a.numel()))
+    return max(1, min(s.shape[0], _elements(s) // a.numel()))
 
 
 def _plan(u: Tensor, a: Tensor) -> tuple[int, int]:
