@@ -51,6 +51,7 @@ svg text.label { font-size: 12px; } svg text.name { fill: var(--fg); font-size: 
 svg text.value { fill: var(--fg); font-size: 12.5px; font-weight: 600; }
 svg .grid { stroke: var(--grid); stroke-width: 1; } svg .axis { stroke: var(--axis); stroke-width: 1; }
 svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
+svg .leader { stroke-width: 1; opacity: .7; }
 svg .whisker { stroke-width: 2.5; stroke-linecap: round; opacity: .55; }
 svg .error { stroke: var(--fg); stroke-width: 1.2; opacity: .55; pointer-events: none; }
 svg .aim { fill: transparent; } svg .dot:hover circle:last-child { stroke: var(--card); stroke-width: 2; r:

@@ -196,7 +196,11 @@ def scatter_chart(
             frame.add(line(px, frame.y(s.low[i]), px, frame.y(s.high[i]), "whisker", s.colour))
         frame.add(dot(px, py, s.colour, _note(s, i), 5.5))
         left, y = _place(s.name, px, py, taken, frame.width)
-        taken.append((left, left + 6.6 * len(s.name), y))
+        wide = 6.6 * len(s.name)
+        taken.append((left, left + wide, y))
+        if y != py:  # a name that found no room beside its point is tied to it
+            near = left - 3 if left > px else left + wide + 3
+            frame.add(line(px, py, near, y, "leader", s.colour))
         frame.add(words(left, y + 4, s.name, "name"))
     return frame.render(title)
 
