@@ -57,6 +57,8 @@ def main(options: Options) -> None:
 
 def curve(run: Path, metric: str) -> list[dict]:
     """Read a run's validations, with the minutes of training before each."""
+    if not (run / "metrics.jsonl").exists():
+        raise SystemExit(f"{run}: not a run, it has no metrics.jsonl")
     rows, seconds = [], 0.0
     for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
         if line["kind"] == "train":
