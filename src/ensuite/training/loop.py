@@ -142,6 +142,7 @@ def train(
         log_with=list(trackers) or None,
         project_dir=str(out),
     )
+    torch.backends.cuda.matmul.allow_tf32 = config.training.precision == "tf32"
     main = accelerator.is_main_process
     display = Display(bool(progress) and main, progress if isinstance(progress, str) else "")
     materials, claimed = Materials(), resume

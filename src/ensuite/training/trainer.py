@@ -49,12 +49,13 @@ class Interrupted(EnsuiteError):
 class _Step(nn.Module):
     """The loss as a module's forward, so that distributed wrappers see it."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, alone: bool):
         super().__init__()
-        self.model = model
+        self.model, self.alone = model, alone
 
     def forward(self, batch: Batch) -> Tensor:
-        if not bool((batch.targets > 0).any()):  # another process holds this batch's targets
+        # Another process may hold all targets of this batch; alone, a GPU is not asked and waited for.
+        if not self.alone and not bool((batch.targets > 0).any()):
             return sum(p.sum() * 0.0 for p in self.model.parameters())  # type: ignore[return-value]
         return self.model.loss(batch)  # type: ignore[operator]
 
@@ -124,7 +125,7 @@ class Trainer:
                 cut_log(self.out / "metrics.jsonl", self.state.total_steps)
         if training.compile:
             self.model.compile(dynamic=True)
-        self.module, self.optimizer = accelerator.prepare(_Step(self.model), self.optimizer)
+        self.module, self.optimizer = accelerator.prepare(_Step(self.model, self.part[1] == 1), self.optimizer)
         stop = self._out_of_patience()
         with StopFlag() as self.flag, self.heartbeat:
             try:
@@ -210,10 +211,10 @@ class Trainer:
             ):
                 loss = self.module(batch) * shares[i]
                 began = self._spend("forward", began)
-                value += float(loss.detach())
+                self.accelerator.backward(loss)
+                value += float(loss.detach())  # only now: a GPU has its work queued before it is waited for
                 if not math.isfinite(value):
                     raise EnsuiteError(self._not_finite(batch))
-                self.accelerator.backward(loss)
                 began = self._spend("backward", began)
         if training.clip_norm:
             self.accelerator.clip_grad_norm_(self.model.parameters(), training.clip_norm)
