@@ -87,6 +87,16 @@ def test_blocks_are_slices_of_the_whole(name):
     assert close(score(model, history, 0, N_ITEMS + 1), scores)
 
 
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="no GPU or other accelerator here")
+def test_an_accelerator_scores_as_the_cpu_does(name):
+    model = build_model(name)
+    history = histories(model)
+    expected = score(model, history)
+    device = torch.accelerator.current_accelerator()
+    found = score(model.to(device), history.to(device)).cpu()
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_vectors_have_their_shapes(name):
     model = retriever(name)
     history = histories(model)

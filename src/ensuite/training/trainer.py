@@ -105,6 +105,7 @@ class Trainer:
         began = time.perf_counter()
         with self.heartbeat, self.display.busy("counting"):
             self.model.fit(training_view(self.dataset, self.config))
+        self.model.to(self.accelerator.device)  # what was counted lies on the CPU
         self.state.seconds = time.perf_counter() - began
         self.model.eval()
         if self.accelerator.is_main_process:
