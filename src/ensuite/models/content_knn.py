@@ -42,7 +42,7 @@ class ContentKNN(FittedModel):
     reads = ("vectors",)
     summary = "Nearest neighbours by content: cosine to the mean, or the last, of the history"
     family = "baseline"
-    state = "tried"
+    state = "measured"
     vectors: Tensor  # [V + 1, D], unit length; row 0 is 0
 
     def __init__(self, config: ContentKNNConfig, n_items: int, objective: None = None):

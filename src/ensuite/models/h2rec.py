@@ -206,7 +206,7 @@ class H2Rec(Retriever):
     summary = "Two identities of an item, its own and that of its codes (reconstruction)"
     paper = "Liu et al., KDD 2026, arXiv:2512.10388 (reconstruction)"
     family = "attention"
-    state = "reconstruction, tried"
+    state = "reconstruction, measured"
 
     def __init__(self, config: H2RecConfig, n_items: int, objective: Objective | None = None):
         super().__init__(config, n_items, objective)

@@ -130,7 +130,7 @@ class Mender(OrderedGenerator):
     summary = "Generative retrieval steered by preferences in words, which it reads with the history"
     paper = "Paischer et al., TMLR 2025, arXiv:2412.08604"
     family = "generative"
-    state = "tried"
+    state = "measured"
     item_content: Tensor
     """emb: the items' vectors, [V + 1, E] float32; tok: their tokens, [V + 1, W] int32, each one more than
     its number, 0 where there is none."""

@@ -42,7 +42,7 @@ class PersonalRepeat(FittedModel):
     Config = PersonalRepeatConfig
     summary = "The user's own items by frequency and recency (base level of ACT-R)"
     family = "baseline"
-    state = "in"
+    state = "measured"
     counts: Tensor  # [V + 1] int64
 
     def __init__(self, config: PersonalRepeatConfig, n_items: int, objective: None = None):

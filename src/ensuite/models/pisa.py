@@ -159,7 +159,7 @@ class PISA(Retriever):
     summary = "Repeat-aware next session: ACT-R memory weights in a Transformer over sessions"
     paper = "Tran et al., RecSys 2024, arXiv:2408.16578"
     family = "sessions"
-    state = "in"
+    state = "measured"
     causal = False  # over sessions it is; a track shares the output of its whole session
     defaults: ClassVar[Mapping[str, Any]] = {
         "objective": {"loss": "bpr", "negatives": 1, "sampler": "popularity", "popularity_power": 0.5},

@@ -117,7 +117,7 @@ class RecGPT(OrderedGenerator):
     summary = "Foundation model: FSQ tokens of text, all of the next item's in one pass; zero-shot"
     paper = "Jiang et al., 2025, arXiv:2506.06270"
     family = "generative"
-    state = "tried"
+    state = "measured"
     vectors: Tensor  # [V + 1, content_dim], row 0 is 0
 
     def __init__(self, config: RecGPTConfig, n_items: int, objective: Objective | None = None):

@@ -143,7 +143,7 @@ class REG4Rec(Generator):
     summary = "Writes an item's parallel codes by confidence, tuned on rewards of paths (a reconstruction)"
     paper = "Xing et al., 2025, arXiv:2508.15308 (reconstruction)"
     family = "generative"
-    state = "reconstruction"
+    state = "reconstruction, measured"
 
     offsets: Tensor  # [M] int64, the token of code 0 of each codebook
     categories: Tensor  # [V + 1] int64, row 0 is -1

@@ -127,7 +127,7 @@ class SIGMA(Retriever):
     summary = "Partially flipped Mamba with a selective gate, and a GRU for the newest events"
     paper = "Liu et al., AAAI 2025, arXiv:2408.11451"
     family = "state space"
-    state = "in"
+    state = "measured"
     causal = False
 
     def __init__(self, config: SIGMAConfig, n_items: int, objective: Objective | None = None):

@@ -68,7 +68,7 @@ class TIGER(OrderedGenerator):
     summary = "Generative retrieval: a small T5 writes the codes of the next item"
     paper = "Rajput et al., NeurIPS 2023, arXiv:2305.05065"
     family = "generative"
-    state = "tried"
+    state = "measured"
     offsets: Tensor  # [L] int64, `first_tokens`
 
     def __init__(self, config: TIGERConfig, n_items: int, objective: Objective | None = None):
