@@ -77,6 +77,15 @@ def test_what_cannot_be_described_is_refused_or_dropped_by_name(runs):
         other.with_described(pl.DataFrame({"item_id": [99], "title": ["soap"]}), "new")
 
 
+def test_an_id_of_another_kind_than_the_logs_is_refused_or_dropped_by_name(runs):
+    base = Recommender.of(runs["tiger"])
+    with pytest.raises(BadRequest, match="'n1' is new to the model, whose item ids are whole numbers") as no:
+        check(base, [NEW[0], Item("n1", "red hair soap")])
+    assert no.value.field == "items.1.item_id"
+    _, done = take(base, [*NEW, Item("n1", "red hair soap")])  # of a store that an older model filled
+    assert (done.added, done.dropped) == (2, ("n1",))
+
+
 def test_codes_that_are_not_those_of_the_training_are_refused(runs, tmp_path: Path):
     from ensuite.codes.table import TOKENISER, SemanticIdTable
     from ensuite.codes.tokeniser import load_tokeniser

@@ -63,7 +63,8 @@ def check(base: Recommender, items: Sequence[Item]) -> None:
     Raises
     ------
     BadRequest
-        Naming the field, when an item is new, nothing describes it, and it is like no known one.
+        Naming the field, when an item is new, nothing describes it, and it is like no known one, or when
+        only its description could make it known, and its id is of another kind than the log's.
     EnsuiteError
         When the model takes no items at all.
     """
@@ -89,6 +90,11 @@ def check(base: Recommender, items: Sequence[Item]) -> None:
     for number, item in enumerate(items):
         if base.knows(item.item_id) or item.item_id in described or (likes and item.like):
             continue
+        if isinstance(base.model, TakesCodes) and not fits(item.item_id, base):
+            raise BadRequest(
+                f"item {item.item_id!r} is new to the model, whose item ids are whole numbers: give it one",
+                f"items.{number}.item_id",
+            )
         if isinstance(base.model, TakesCodes):
             raise BadRequest(
                 f"item {item.item_id!r} is new to the model, which knows items by what they are: give its "
@@ -109,9 +115,11 @@ def check(base: Recommender, items: Sequence[Item]) -> None:
 
 def describe(base: Recommender, items: Sequence[Item]) -> pl.DataFrame:
     """Return the table of those items that the model can be told of by a text: item_id and the columns of the
-    template that its codes were made with. Images are files, which a request must not name."""
+    template that its codes were made with; ids of another kind than the log's have no place in it. Images are
+    files, which a request must not name."""
     columns = _columns(base)
-    able = [item for item in items if any(_attribute(item, name) for name in columns)]
+    described = [item for item in items if any(_attribute(item, name) for name in columns)]
+    able = [item for item in described if fits(item.item_id, base)]
     ids = pl.Series(
         "item_id", [own_type(item.item_id, base) for item in able], pl.Series(base.item_ids).dtype
     )
@@ -134,6 +142,11 @@ def _columns(base: Recommender) -> list[str]:
 def _attribute(item: Item, name: str) -> str | None:
     value = item.attributes.get(name, item.title if name in ("title", "name") else None)
     return as_text(value) or None
+
+
+def fits(item_id: str, base: Recommender) -> bool:
+    """Whether an id is of the kind of the log's own."""
+    return type(own_type(item_id, base)) is type(base.item_ids[0])
 
 
 def own_type(item_id: str, base: Recommender) -> ItemId:
