@@ -98,3 +98,5 @@ def test_a_built_table_says_what_made_it(policy: str) -> None:
     before = compute_health(built, made, points)
     assert before.shared_before > 20
     assert before.shared_after == (before.shared_before if policy == "shared" else 0)
+    by_itself = compute_health(built).shared_before  # what was moved is not in the table
+    assert by_itself == (None if policy == "reassign" else before.shared_before)

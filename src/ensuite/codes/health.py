@@ -41,9 +41,9 @@ class Health:
     items: int
     levels: list[LevelHealth]
     """The tokeniser's levels, without the digit."""
-    shared_before: int
-    """Items whose codes, as the tokeniser gave them, another item has too."""
-    largest_before: int
+    shared_before: int | None
+    """Items whose codes, as the tokeniser gave them, another item has too; None: not known any more."""
+    largest_before: int | None
     """Items of the largest group with equal codes."""
     shared_after: int
     """The same with what was done about duplicates."""
@@ -71,8 +71,9 @@ def compute_health(
     """
     codes = table.codes[1:]
     given = codes[:, : table.content_levels]
-    if table.policy == "reassign" and tokeniser is not None and vectors is not None:
-        given = tokeniser.encode_array(vectors)
+    moved = table.policy == "reassign"
+    if moved and tokeniser is not None and vectors is not None:
+        given, moved = tokeniser.encode_array(vectors), False
     errors = _errors(given, tokeniser, vectors)
     levels = []
     for level, size in enumerate(table.level_sizes[: table.content_levels]):
@@ -87,7 +88,8 @@ def compute_health(
         )
     kept = None if vectors is None else _neighbours_kept(given, table.ordered, vectors, seed)
     chance = None if kept is None else min(1.0, NEIGHBOURS / max(1, len(codes) - 1))
-    return Health(table.n_items, levels, *_shared(given), *_shared(codes), kept, chance)
+    before = (None, None) if moved else _shared(given)
+    return Health(table.n_items, levels, *before, *_shared(codes), kept, chance)
 
 
 def _shared(codes: np.ndarray) -> tuple[int, int]:

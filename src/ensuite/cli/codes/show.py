@@ -84,7 +84,10 @@ def show(health: Health, table: SemanticIdTable) -> None:
         ("before", health.shared_before, health.largest_before),
         ("after", health.shared_after, health.largest_after),
     ):
-        shared.add_row(when, f"{items:,} ({items / max(1, health.items):.1%})", f"{largest:,}")
+        if items is None or largest is None:
+            shared.add_row(when, "known with --data", "")
+        else:
+            shared.add_row(when, f"{items:,} ({items / max(1, health.items):.1%})", f"{largest:,}")
     console.print(shared, highlight=False)
     if health.neighbours is not None:
         console.print(
