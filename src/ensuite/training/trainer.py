@@ -126,7 +126,8 @@ class Trainer:
                 cut_log(self.out / "metrics.jsonl", self.state.total_steps)
         if training.compile:
             self.model.compile(dynamic=True)
-        self.module, self.optimizer = accelerator.prepare(_Step(self.model, self.part[1] == 1), self.optimizer)
+        step = _Step(self.model, alone=self.part[1] == 1)
+        self.module, self.optimizer = accelerator.prepare(step, self.optimizer)
         stop = self._out_of_patience()
         with StopFlag() as self.flag, self.heartbeat:
             try:
