@@ -30,7 +30,7 @@ DATASETS = {
     "beauty-text": (
         "Amazon Beauty with the items' texts: systems of codes and content",
         "The same events. The reference is a SASRec at every position for as many epochs as H2Rec; `tiger` "
-        "is the paper's encoder-decoder, at 18 % of its paper's samples, `tiger-decoder` our form of it, both "
+        "is the paper's encoder-decoder, at 18 % of its paper's samples, `tiger-decoder` ours, both "
         "trained on a GPU; a beam ranks their first 50 and REG4Rec's, the others of the catalogue are tied "
         "below. How each was trained: [results/README.md](../results/README.md#generation). "
         "`ensuite prepare interactions.parquet --order position --items items.parquet "
