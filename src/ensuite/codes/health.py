@@ -88,7 +88,7 @@ def compute_health(
         )
     kept = None if vectors is None else _neighbours_kept(given, table.ordered, vectors, seed)
     chance = None if kept is None else min(1.0, NEIGHBOURS / max(1, len(codes) - 1))
-    before = (None, None) if moved else _shared(given)
+    before: tuple[int | None, int | None] = (None, None) if moved else _shared(given)
     return Health(table.n_items, levels, *before, *_shared(codes), kept, chance)
 
 
