@@ -133,17 +133,26 @@ def standalone(chart: str) -> str:
 
 
 def with_legend(chart: str, series: Sequence[Series]) -> str:
-    """Return a chart with the names of its series above it, for a file of its own."""
-    marks, x = [], 66.0
-    for s in series:
-        marks.append(
-            f'<rect x="{x:.1f}" y="-16" width="9" height="9" rx="2" style="fill:{paint(s.colour)}"/>'
-        )
-        marks.append(words(x + 13, -7.5, s.name, "tick"))
-        x += 30 + 6.8 * len(s.name)
-    start, height = chart.index('viewBox="0 0 '), 24
+    """Return a chart with the names of its series above it, in as many rows as they need, for a file of its
+    own."""
+    start = chart.index('viewBox="0 0 ')
     size = chart[start + 13 : chart.index('"', start + 9)]
     wide, high = size.split()
+    left, row, places = 66.0, 0, []
+    for s in series:
+        width = 30 + 6.8 * len(s.name)
+        if left + width > float(wide) and left > 66:
+            left, row = 66.0, row + 1
+        places.append((left, row))
+        left += width
+    marks = []
+    for s, (x, at) in zip(series, places):
+        y = -16 - 17 * (row - at)
+        marks.append(
+            f'<rect x="{x:.1f}" y="{y}" width="9" height="9" rx="2" style="fill:{paint(s.colour)}"/>'
+        )
+        marks.append(words(x + 13, y + 8.5, s.name, "tick"))
+    height = 24 + 17 * row
     box = f'viewBox="0 -{height} {wide} {int(high) + height}"'
     return chart.replace(f'viewBox="0 0 {size}"', box, 1).replace("</svg>", "".join(marks) + "</svg>")
 
