@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from ensuite.data.dataset import Dataset, Split, write_dataset
 from ensuite.errors import EnsuiteError
 from ensuite.evaluate.compare import Entry, compare
 from ensuite.evaluate.evaluate import evaluate
+from ensuite.evaluate.report.svg import Series, line_chart, with_legend
 
 
 def write_log(out: Path, n_users: int = 60, n_items: int = 30) -> Dataset:
@@ -214,3 +216,19 @@ def test_svg_is_well_formed(dataset: Dataset):
 def test_one_row_is_a_report_too(dataset: Dataset, tmp_path: Path):
     compare([DotScorer(30)], dataset=dataset, out=tmp_path / "one")
     assert "1 system on" in (tmp_path / "one" / "report.html").read_text()
+
+
+def test_a_legend_takes_as_many_rows_as_its_names_need() -> None:
+    series = [Series(f"a system with a long name, number {n}", n, [0.0, 1.0], [0.1, 0.2]) for n in range(6)]
+    chart = line_chart(series, title="t", x_label="x", y_label="y")
+
+    def size(drawn: str) -> list[float]:
+        return [float(x) for x in re.search(r'viewBox="([^"]+)"', drawn)[1].split()]  # type: ignore[index]
+
+    drawn = with_legend(chart, series)
+    _, top, wide, high = size(drawn)
+    marks = {(float(x), float(y)) for x, y in re.findall(r'<rect x="([\d.]+)" y="(-[\d.]+)"', drawn)}
+    assert len(marks) == 6
+    assert len({y for _, y in marks}) > 1
+    assert all(top <= y < 0 and x + 13 + 6.8 * len(series[0].name) <= wide for x, y in marks)
+    assert high == size(chart)[3] - top
