@@ -90,12 +90,13 @@ def check(base: Recommender, items: Sequence[Item]) -> None:
     for number, item in enumerate(items):
         if base.knows(item.item_id) or item.item_id in described or (likes and item.like):
             continue
-        if isinstance(base.model, TakesCodes) and not fits(item.item_id, base):
-            raise BadRequest(
-                f"item {item.item_id!r} is new to the model, whose item ids are whole numbers: give it one",
-                f"items.{number}.item_id",
-            )
         if isinstance(base.model, TakesCodes):
+            if not fits(item.item_id, base):
+                raise BadRequest(
+                    f"item {item.item_id!r} is new to the model, whose item ids are whole numbers: give it "
+                    "one",
+                    f"items.{number}.item_id",
+                )
             raise BadRequest(
                 f"item {item.item_id!r} is new to the model, which knows items by what they are: give its "
                 f"title or attributes ({', '.join(_columns(base))})",
